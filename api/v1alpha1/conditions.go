@@ -1,0 +1,92 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+// Conditions of a GuardedStatefulApp. Those of the first group are True when all is well, those of the
+// second are True when something is not. All are written from the start, Unknown where nothing is known yet.
+const (
+	ConditionAccepted           = "Accepted"
+	ConditionProtected          = "Protected"
+	ConditionApplicationHealthy = "ApplicationHealthy"
+	ConditionFencingReady       = "FencingReady"
+	ConditionPostureClean       = "PostureClean"
+	ConditionReady              = "Ready"
+
+	ConditionHeld             = "Held"
+	ConditionReconciling      = "Reconciling"
+	ConditionStalled          = "Stalled"
+	ConditionConflicted       = "Conflicted"
+	ConditionApprovalRequired = "ApprovalRequired"
+	ConditionBudgetExhausted  = "BudgetExhausted"
+)
+
+// Conditions of a HostIncident.
+const (
+	ConditionProofEstablished = "ProofEstablished"
+	ConditionReleased         = "Released"
+	ConditionRecovered        = "Recovered"
+	ConditionReturnCleared    = "ReturnCleared"
+
+	ConditionBlocked      = "Blocked"
+	ConditionProofRefuted = "ProofRefuted"
+)
+
+// Reasons, one list for every kind. A reason that depends on the verdict is the verdict's own name.
+const (
+	ReasonPending             = "Pending"
+	ReasonAccepted            = "Accepted"
+	ReasonWorkloadMissing     = "WorkloadMissing"
+	ReasonWorkloadUnsupported = "WorkloadUnsupported"
+	ReasonWorkloadTaken       = "WorkloadTaken"
+	ReasonNoVolumes           = "NoVolumes"
+	ReasonPreflightFailed     = "PreflightFailed"
+	ReasonPoliciesEffective   = "PoliciesEffective"
+	ReasonPoliciesMissing     = "PoliciesMissing"
+	ReasonPoliciesNotProven   = "PoliciesNotProven"
+	ReasonPodsUnlabelled      = "PodsUnlabelled"
+	ReasonSharedControllerID  = "SharedControllerIdentity"
+	ReasonProbesPass          = "ProbesPass"
+	ReasonProbesFail          = "ProbesFail"
+	ReasonNotProbed           = "NotProbed"
+	ReasonHostsReady          = "HostsReady"
+	ReasonHostsUnready        = "HostsUnready"
+	ReasonNoProfile           = "NoProfile"
+	ReasonProfileConflicted   = "ProfileConflicted"
+	ReasonNoFindings          = "NoFindings"
+	ReasonFindings            = "Findings"
+	ReasonNothingHeld         = "NothingHeld"
+	ReasonAllWell             = "AllWell"
+	ReasonNotAllWell          = "NotAllWell"
+	ReasonIncidentOpen        = "IncidentOpen"
+	ReasonNoIncident          = "NoIncident"
+	ReasonAwaitingApproval    = "AwaitingApproval"
+	ReasonNoneNeeded          = "NoneNeeded"
+	ReasonWithinBudget        = "WithinBudget"
+	ReasonBudgetSpent         = "BudgetSpent"
+	ReasonPaused              = "Paused"
+	ReasonShadow              = "Shadow"
+
+	ReasonVerifiedOff      = "VerifiedOff"
+	ReasonNotEstablished   = "NotEstablished"
+	ReasonPodsReleased     = "PodsReleased"
+	ReasonNotReleased      = "NotReleased"
+	ReasonApplicationsUp   = "ApplicationsUp"
+	ReasonNotRecovered     = "NotRecovered"
+	ReasonNewBoot          = "NewBoot"
+	ReasonNotReturned      = "NotReturned"
+	ReasonNotBlocked       = "NotBlocked"
+	ReasonNoMethod         = "NoFencingMethod"
+	ReasonDeviceFailed     = "DeviceFailed"
+	ReasonIdentityMismatch = "IdentityMismatch"
+	ReasonLifeAfterOff     = "LifeAfterOff"
+	ReasonNotRefuted       = "NotRefuted"
+
+	ReasonOverlap          = "OverlappingProfiles"
+	ReasonSecretMissing    = "SecretMissing"
+	ReasonSecretMalformed  = "SecretMalformed"
+	ReasonDeviceUnreadable = "DeviceUnreadable"
+	ReasonHostUnlisted     = "HostUnlisted"
+	ReasonNodeMissing      = "NodeMissing"
+	ReasonDeviceReady      = "DeviceReady"
+)

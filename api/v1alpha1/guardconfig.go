@@ -1,0 +1,84 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// FenceBudget bounds the Off commands that change state, in a sliding window over the whole cluster.
+type FenceBudget struct {
+	// +kubebuilder:default=2
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=100
+	Count int32 `json:"count"`
+	// +kubebuilder:default=3600
+	// +kubebuilder:validation:Minimum=60
+	// +kubebuilder:validation:Maximum=604800
+	WindowSeconds int32 `json:"windowSeconds"`
+}
+
+// Blindness says when Holdfast holds its own view to be the sick one.
+type Blindness struct {
+	// StaleHostsPercent of all hosts with a stale lease is too much to be true. At least two hosts must be stale.
+	// +kubebuilder:default=50
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	StaleHostsPercent int32 `json:"staleHostsPercent"`
+	// APISilentSeconds without one successful live read means that the API view is bad.
+	// +kubebuilder:default=5
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=300
+	APISilentSeconds int32 `json:"apiSilentSeconds"`
+}
+
+// GuardConfigSpec holds what concerns the whole cluster.
+type GuardConfigSpec struct {
+	// +kubebuilder:default={count: 2, windowSeconds: 3600}
+	FenceBudget FenceBudget `json:"fenceBudget,omitempty"`
+	// +kubebuilder:default={staleHostsPercent: 50, apiSilentSeconds: 5}
+	Blindness Blindness `json:"blindness,omitempty"`
+	// LeaseStaleSeconds after which a kubelet's lease counts as stale. Zero means the lease's own duration.
+	// +kubebuilder:default=0
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=600
+	LeaseStaleSeconds int32 `json:"leaseStaleSeconds,omitempty"`
+}
+
+// GuardConfigStatus says whether the guard itself stands.
+type GuardConfigStatus struct {
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	// PolicyVersion is the version of the admission policies that were proven effective.
+	PolicyVersion string `json:"policyVersion,omitempty"`
+	// PoliciesProvenAt tells when the canary was last refused everything it should be refused.
+	PoliciesProvenAt *metav1.Time `json:"policiesProvenAt,omitempty"`
+	Leader           string       `json:"leader,omitempty"`
+	LastObserved     *metav1.Time `json:"lastObserved,omitempty"`
+}
+
+// GuardConfig holds what concerns the whole cluster; its name is "cluster".
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,shortName=gc,categories=holdfast
+// +kubebuilder:validation:XValidation:rule="self.metadata.name == 'cluster'",message="there is one GuardConfig and its name is cluster"
+// +kubebuilder:printcolumn:name="Policies",type=string,JSONPath=`.status.policyVersion`
+// +kubebuilder:printcolumn:name="Proven",type=date,JSONPath=`.status.policiesProvenAt`
+// +kubebuilder:printcolumn:name="Leader",type=string,JSONPath=`.status.leader`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type GuardConfig struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   GuardConfigSpec   `json:"spec,omitempty"`
+	Status GuardConfigStatus `json:"status,omitempty"`
+}
+
+// GuardConfigList is a list of GuardConfig.
+// +kubebuilder:object:root=true
+type GuardConfigList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []GuardConfig `json:"items"`
+}

@@ -1,0 +1,300 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// Mode says how far Holdfast goes for an app. Holds stand in every mode.
+// +kubebuilder:validation:Enum=Enforce;Shadow;Paused
+type Mode string
+
+const (
+	// ModeEnforce holds, fences and migrates.
+	ModeEnforce Mode = "Enforce"
+	// ModeShadow holds, and only tells what it would have fenced and moved.
+	ModeShadow Mode = "Shadow"
+	// ModePaused holds and plans nothing.
+	ModePaused Mode = "Paused"
+)
+
+// WorkloadReference names the guarded workload in the namespace of the GuardedStatefulApp.
+type WorkloadReference struct {
+	// +kubebuilder:validation:Enum=apps/v1
+	APIVersion string `json:"apiVersion"`
+	// +kubebuilder:validation:Enum=StatefulSet;Deployment
+	Kind string `json:"kind"`
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Name string `json:"name"`
+}
+
+// TCPProbe succeeds when the port accepts a connection.
+type TCPProbe struct {
+	// Port is a number or the name of a container port.
+	Port intstr.IntOrString `json:"port"`
+}
+
+// HTTPProbe succeeds on a status from 200 to 399.
+type HTTPProbe struct {
+	// Port is a number or the name of a container port.
+	Port intstr.IntOrString `json:"port"`
+	// +kubebuilder:default="/"
+	// +kubebuilder:validation:MaxLength=1024
+	// +kubebuilder:validation:Pattern=`^/`
+	Path string `json:"path,omitempty"`
+	// +kubebuilder:default=HTTP
+	// +kubebuilder:validation:Enum=HTTP;HTTPS
+	Scheme string `json:"scheme,omitempty"`
+}
+
+// GRPCProbe succeeds when grpc.health.v1.Health/Check answers SERVING.
+type GRPCProbe struct {
+	// Port is a number or the name of a container port.
+	Port intstr.IntOrString `json:"port"`
+	// +kubebuilder:validation:MaxLength=253
+	Service string `json:"service,omitempty"`
+}
+
+// Probe asks the application itself, at the pod's own address only.
+// +kubebuilder:validation:XValidation:rule="[has(self.tcpSocket), has(self.httpGet), has(self.grpc)].filter(x, x).size() == 1",message="a probe has exactly one of tcpSocket, httpGet and grpc: remove the others"
+// +kubebuilder:validation:XValidation:rule="self.timeoutSeconds <= self.periodSeconds",message="timeoutSeconds must not be longer than periodSeconds: lower timeoutSeconds or raise periodSeconds"
+type Probe struct {
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Name      string     `json:"name"`
+	TCPSocket *TCPProbe  `json:"tcpSocket,omitempty"`
+	HTTPGet   *HTTPProbe `json:"httpGet,omitempty"`
+	GRPC      *GRPCProbe `json:"grpc,omitempty"`
+	// +kubebuilder:default=2
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=300
+	PeriodSeconds int32 `json:"periodSeconds,omitempty"`
+	// +kubebuilder:default=1
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=60
+	TimeoutSeconds int32 `json:"timeoutSeconds,omitempty"`
+	// +kubebuilder:default=1
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=10
+	SuccessThreshold int32 `json:"successThreshold,omitempty"`
+	// +kubebuilder:default=3
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=30
+	FailureThreshold int32 `json:"failureThreshold,omitempty"`
+}
+
+// Health says how the application is asked whether it serves.
+type Health struct {
+	// StartupSeconds is how long a started pod may take before failing probes count.
+	// +kubebuilder:default=120
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=86400
+	StartupSeconds int32 `json:"startupSeconds,omitempty"`
+	// +listType=map
+	// +listMapKey=name
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=8
+	Probes []Probe `json:"probes"`
+}
+
+// Limit bounds how often an action may be taken in a sliding window.
+type Limit struct {
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	Count int32 `json:"count"`
+	// +kubebuilder:validation:Minimum=60
+	// +kubebuilder:validation:Maximum=604800
+	WindowSeconds int32 `json:"windowSeconds"`
+}
+
+// OnApplicationFailure is the answer to failing probes on a host that is well.
+type OnApplicationFailure struct {
+	// +kubebuilder:default=None
+	// +kubebuilder:validation:Enum=None;Restart;Migrate
+	Action string `json:"action,omitempty"`
+	// +kubebuilder:default=60
+	// +kubebuilder:validation:Minimum=5
+	// +kubebuilder:validation:Maximum=86400
+	AfterSeconds int32 `json:"afterSeconds,omitempty"`
+	// +kubebuilder:default={count: 1, windowSeconds: 3600}
+	Limit Limit `json:"limit,omitempty"`
+}
+
+// WhenNotServing says what to do with a host that lives but whose application does not serve.
+// +kubebuilder:validation:Enum=Hold;Fence
+type WhenNotServing string
+
+const (
+	// NotServingHold waits and alerts.
+	NotServingHold WhenNotServing = "Hold"
+	// NotServingFence powers the host off, verified, and migrates.
+	NotServingFence WhenNotServing = "Fence"
+)
+
+// OnKubeletFailure is the answer to a host whose kubelet is gone while the host lives.
+type OnKubeletFailure struct {
+	// Traffic Keep puts the endpoint back while the application's own probes pass.
+	// +kubebuilder:default=Keep
+	// +kubebuilder:validation:Enum=Keep;Follow
+	Traffic string `json:"traffic,omitempty"`
+	// +kubebuilder:default=None
+	// +kubebuilder:validation:Enum=None;RestartKubelet
+	Repair string `json:"repair,omitempty"`
+	// +kubebuilder:default=Hold
+	WhenNotServing WhenNotServing `json:"whenNotServing,omitempty"`
+}
+
+// OnIsolation is the answer to a host that lives but is cut off.
+type OnIsolation struct {
+	// +kubebuilder:default=Hold
+	WhenNotServing WhenNotServing `json:"whenNotServing,omitempty"`
+}
+
+// ProofStrength orders what counts as proof that a host cannot write any more.
+// +kubebuilder:validation:Enum=PowerOff
+type ProofStrength string
+
+// ProofPowerOff is an Off that was commanded and read back from the host's own power device.
+const ProofPowerOff ProofStrength = "PowerOff"
+
+// OnHostLoss is the answer to a host that shows no sign of life.
+type OnHostLoss struct {
+	// +kubebuilder:default=FenceAndMigrate
+	// +kubebuilder:validation:Enum=FenceAndMigrate;Hold
+	Action string `json:"action,omitempty"`
+	// ConfirmAfterSeconds is how long every source must be silent before a host whose power reads On is fenced.
+	// +kubebuilder:default=15
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=86400
+	ConfirmAfterSeconds int32 `json:"confirmAfterSeconds,omitempty"`
+	// +kubebuilder:default=Automatic
+	// +kubebuilder:validation:Enum=Automatic;Manual
+	Approval string `json:"approval,omitempty"`
+	// +kubebuilder:default=PowerOff
+	MinimumProof ProofStrength `json:"minimumProof,omitempty"`
+}
+
+// Objectives are what the user wants and Holdfast checks its settings against.
+type Objectives struct {
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=86400
+	RecoverWithinSeconds *int32 `json:"recoverWithinSeconds,omitempty"`
+}
+
+// GuardedStatefulAppSpec puts one workload under guard.
+// +kubebuilder:validation:XValidation:rule="has(self.workloadRef) != has(self.podSelector)",message="set exactly one of workloadRef and podSelector"
+// +kubebuilder:validation:XValidation:rule="has(self.workloadRef) == has(oldSelf.workloadRef) && (!has(self.workloadRef) || self.workloadRef == oldSelf.workloadRef)",message="workloadRef is immutable: delete this GuardedStatefulApp and create another"
+// +kubebuilder:validation:XValidation:rule="has(self.podSelector) == has(oldSelf.podSelector) && (!has(self.podSelector) || self.podSelector == oldSelf.podSelector)",message="podSelector is immutable: delete this GuardedStatefulApp and create another"
+// +kubebuilder:validation:XValidation:rule="self.health.probes.all(p, self.onHostLoss.confirmAfterSeconds >= 2 * p.periodSeconds)",message="onHostLoss.confirmAfterSeconds must be at least twice every health.probes[].periodSeconds: raise confirmAfterSeconds or lower periodSeconds"
+// +kubebuilder:validation:XValidation:rule="!has(self.objectives) || !has(self.objectives.recoverWithinSeconds) || self.objectives.recoverWithinSeconds > self.onHostLoss.confirmAfterSeconds",message="objectives.recoverWithinSeconds must be longer than onHostLoss.confirmAfterSeconds: raise recoverWithinSeconds or lower confirmAfterSeconds"
+// +kubebuilder:validation:XValidation:rule="!has(self.objectives) || !has(self.objectives.recoverWithinSeconds) || self.objectives.recoverWithinSeconds >= self.health.startupSeconds",message="objectives.recoverWithinSeconds must not be shorter than health.startupSeconds: raise recoverWithinSeconds or lower startupSeconds"
+type GuardedStatefulAppSpec struct {
+	WorkloadRef *WorkloadReference    `json:"workloadRef,omitempty"`
+	PodSelector *metav1.LabelSelector `json:"podSelector,omitempty"`
+	// +kubebuilder:default=Enforce
+	Mode   Mode   `json:"mode,omitempty"`
+	Health Health `json:"health"`
+	// +kubebuilder:default={action: None}
+	OnApplicationFailure OnApplicationFailure `json:"onApplicationFailure,omitempty"`
+	// +kubebuilder:default={traffic: Keep}
+	OnKubeletFailure OnKubeletFailure `json:"onKubeletFailure,omitempty"`
+	// +kubebuilder:default={whenNotServing: Hold}
+	OnIsolation OnIsolation `json:"onIsolation,omitempty"`
+	// +kubebuilder:default={action: FenceAndMigrate}
+	OnHostLoss OnHostLoss  `json:"onHostLoss,omitempty"`
+	Objectives *Objectives `json:"objectives,omitempty"`
+}
+
+// EvidenceRecord is one dated reading of one source, as the verdict saw it.
+type EvidenceRecord struct {
+	// Source is the name of the source, for example Lease, KubeletPort, Application, Power, Cluster.
+	Source string `json:"source"`
+	// Reading is the finding in words, for example "stale for 14s".
+	Reading string `json:"reading"`
+	// Rank is the kind of life that the reading shows: None, Kernel, Userspace, Writer.
+	Rank string `json:"rank,omitempty"`
+	// ObservedAt tells when; it decides nothing.
+	ObservedAt metav1.Time `json:"observedAt"`
+}
+
+// Member is one pod of the app.
+type Member struct {
+	Pod    string `json:"pod"`
+	PodUID string `json:"podUID"`
+	Host   string `json:"host,omitempty"`
+	// Healthy is True, False or Unknown.
+	Healthy string `json:"healthy"`
+	// Held is the name of the HostIncident that holds the pod, empty when it is free.
+	Held string `json:"held,omitempty"`
+	// Claims are the names of the PersistentVolumeClaims that the pod names.
+	// +listType=set
+	Claims []string `json:"claims,omitempty"`
+	// Verdict of the pod's host.
+	Verdict string `json:"verdict,omitempty"`
+}
+
+// GuardedStatefulAppStatus says what is held, why, since when and on what evidence.
+type GuardedStatefulAppStatus struct {
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	// Workload is "kind/name", for the column.
+	Workload string `json:"workload,omitempty"`
+	// Healthy is "answering/members".
+	Healthy string `json:"healthy,omitempty"`
+	// Verdict, Host, Since, Reason and Proof are those of the member that needs most attention.
+	Verdict string       `json:"verdict,omitempty"`
+	Host    string       `json:"host,omitempty"`
+	Since   *metav1.Time `json:"since,omitempty"`
+	Reason  string       `json:"reason,omitempty"`
+	Proof   string       `json:"proof,omitempty"`
+	// Incident is the open HostIncident of that host.
+	Incident string `json:"incident,omitempty"`
+	// Evidence is what that verdict rests on.
+	// +listType=atomic
+	Evidence []EvidenceRecord `json:"evidence,omitempty"`
+	// +listType=map
+	// +listMapKey=pod
+	Members []Member `json:"members,omitempty"`
+	// ObservedBy names the leader that wrote this status, and LastObserved tells when it last looked (at most a minute old while a leader lives).
+	ObservedBy   string       `json:"observedBy,omitempty"`
+	LastObserved *metav1.Time `json:"lastObserved,omitempty"`
+}
+
+// GuardedStatefulApp puts one workload under guard.
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=gsa,categories=holdfast
+// +kubebuilder:printcolumn:name="Workload",type=string,JSONPath=`.status.workload`
+// +kubebuilder:printcolumn:name="Mode",type=string,JSONPath=`.spec.mode`
+// +kubebuilder:printcolumn:name="Protected",type=string,JSONPath=`.status.conditions[?(@.type=="Protected")].status`
+// +kubebuilder:printcolumn:name="Healthy",type=string,JSONPath=`.status.healthy`
+// +kubebuilder:printcolumn:name="Held",type=string,JSONPath=`.status.conditions[?(@.type=="Held")].status`
+// +kubebuilder:printcolumn:name="Verdict",type=string,JSONPath=`.status.verdict`
+// +kubebuilder:printcolumn:name="Host",type=string,JSONPath=`.status.host`
+// +kubebuilder:printcolumn:name="Since",type=date,JSONPath=`.status.since`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:printcolumn:name="Proof",type=string,JSONPath=`.status.proof`,priority=1
+// +kubebuilder:printcolumn:name="Fencing",type=string,JSONPath=`.status.conditions[?(@.type=="FencingReady")].status`,priority=1
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.reason`,priority=1
+type GuardedStatefulApp struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   GuardedStatefulAppSpec   `json:"spec"`
+	Status GuardedStatefulAppStatus `json:"status,omitempty"`
+}
+
+// GuardedStatefulAppList is a list of GuardedStatefulApp.
+// +kubebuilder:object:root=true
+type GuardedStatefulAppList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []GuardedStatefulApp `json:"items"`
+}

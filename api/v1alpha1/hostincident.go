@@ -1,0 +1,188 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// HostIncidentSpec names the host and the boot that the incident is about.
+// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="the spec of a HostIncident is immutable"
+type HostIncidentSpec struct {
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	NodeName string `json:"nodeName"`
+	// +kubebuilder:validation:MaxLength=64
+	NodeUID string `json:"nodeUID"`
+	// +kubebuilder:validation:MaxLength=64
+	BootID string `json:"bootID"`
+	// +kubebuilder:validation:MaxLength=64
+	SystemUUID string `json:"systemUUID"`
+	// Episode counts incidents of the same boot, from 1.
+	// +kubebuilder:validation:Minimum=1
+	Episode int32 `json:"episode"`
+}
+
+// IncidentStep is how far an incident has come.
+// +kubebuilder:validation:Enum=Suspected;Holding;Confirmed;Fencing;Releasing;Recovering;Resolved;Closed;Retired
+type IncidentStep string
+
+const (
+	// StepSuspected: something is wrong, nothing is decided.
+	StepSuspected IncidentStep = "Suspected"
+	// StepHolding: the host lives; its writers are held where they are.
+	StepHolding IncidentStep = "Holding"
+	// StepConfirmed: the loss is confirmed; fencing comes next.
+	StepConfirmed IncidentStep = "Confirmed"
+	// StepFencing: an Off was journalled.
+	StepFencing IncidentStep = "Fencing"
+	// StepReleasing: proof stands; writers are being released.
+	StepReleasing IncidentStep = "Releasing"
+	// StepRecovering: everything is released; successors start.
+	StepRecovering IncidentStep = "Recovering"
+	// StepResolved: successors serve; the host has not come back.
+	StepResolved IncidentStep = "Resolved"
+	// StepClosed: over.
+	StepClosed IncidentStep = "Closed"
+	// StepRetired: over; the host will never come back.
+	StepRetired IncidentStep = "Retired"
+)
+
+// AttemptState is what is known about one Off command. See docs/spec/fencing.md.
+// +kubebuilder:validation:Enum=Intended;Accepted;Failed;Unclear;Settled;Superseded
+type AttemptState string
+
+const (
+	// AttemptIntended: journalled; the device may or may not have been called.
+	AttemptIntended AttemptState = "Intended"
+	// AttemptAccepted: the device took the command; nothing is believed yet.
+	AttemptAccepted AttemptState = "Accepted"
+	// AttemptFailed: the device refused, or was never reached.
+	AttemptFailed AttemptState = "Failed"
+	// AttemptUnclear: no answer came; the command may have worked.
+	AttemptUnclear AttemptState = "Unclear"
+	// AttemptSettled: an Accepted or Unclear command was followed by a reading of Off.
+	AttemptSettled AttemptState = "Settled"
+	// AttemptSuperseded: a later reading showed that the command had no effect, or cannot be relied upon; a new one may be made.
+	AttemptSuperseded AttemptState = "Superseded"
+)
+
+// Attempt is one Off command, journalled before it is given.
+type Attempt struct {
+	// ID is unique in the incident.
+	ID         string       `json:"id"`
+	Method     string       `json:"method"`
+	Level      int32        `json:"level"`
+	State      AttemptState `json:"state"`
+	IntendedAt metav1.Time  `json:"intendedAt"`
+	AnsweredAt *metav1.Time `json:"answeredAt,omitempty"`
+	SettledAt  *metav1.Time `json:"settledAt,omitempty"`
+	// By names the leader that made the attempt.
+	By string `json:"by,omitempty"`
+	// PowerBefore is what the device read just before the command.
+	PowerBefore string `json:"powerBefore,omitempty"`
+	// Message is the device's answer in words, without secrets.
+	Message string `json:"message,omitempty"`
+}
+
+// Proof is why the host cannot write any more, in this boot.
+type Proof struct {
+	Strength ProofStrength `json:"strength"`
+	Method   string        `json:"method"`
+	// Covers is Host or a list of CSI drivers.
+	// +listType=set
+	Covers []string `json:"covers"`
+	BootID string   `json:"bootID"`
+	// Identity that the device reported, normalised.
+	Identity      string      `json:"identity"`
+	AttemptID     string      `json:"attemptID"`
+	EstablishedAt metav1.Time `json:"establishedAt"`
+}
+
+// IncidentPod is one guarded pod of the host.
+type IncidentPod struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	UID       string `json:"uid"`
+	App       string `json:"app"`
+	// ReleasedAt is set once the object is gone after proof.
+	ReleasedAt *metav1.Time `json:"releasedAt,omitempty"`
+}
+
+// Phase is one stretch of the incident's time.
+type Phase struct {
+	Name      string      `json:"name"`
+	StartedAt metav1.Time `json:"startedAt"`
+	// DurationMillis is measured on the leader's monotonic clock; -1 while the phase runs.
+	DurationMillis int64 `json:"durationMillis"`
+}
+
+// RuleFinding is what one rule of docs/spec/verdicts.md said.
+type RuleFinding struct {
+	Rule    string `json:"rule"`
+	Says    string `json:"says"`
+	Because string `json:"because"`
+}
+
+// HostIncidentStatus is the journal.
+type HostIncidentStatus struct {
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	Step       IncidentStep       `json:"step,omitempty"`
+	Verdict    string             `json:"verdict,omitempty"`
+	// Since is when the present verdict began.
+	Since *metav1.Time `json:"since,omitempty"`
+	// Doing and Next say in words what is being done and what would end the present step.
+	Doing string `json:"doing,omitempty"`
+	Next  string `json:"next,omitempty"`
+	// +listType=atomic
+	Findings []RuleFinding `json:"findings,omitempty"`
+	// +listType=atomic
+	Evidence []EvidenceRecord `json:"evidence,omitempty"`
+	// +listType=map
+	// +listMapKey=id
+	Attempts []Attempt `json:"attempts,omitempty"`
+	Proof    *Proof    `json:"proof,omitempty"`
+	// Distrusted methods lied in this incident; a human resets them by closing it.
+	// +listType=set
+	Distrusted []string `json:"distrusted,omitempty"`
+	// +listType=map
+	// +listMapKey=uid
+	Pods []IncidentPod `json:"pods,omitempty"`
+	// Apps is the number of guarded apps on the host, for the column.
+	Apps int32 `json:"apps,omitempty"`
+	// ProofSummary is for the column.
+	ProofSummary string `json:"proofSummary,omitempty"`
+	// +listType=map
+	// +listMapKey=name
+	Phases       []Phase      `json:"phases,omitempty"`
+	LastObserved *metav1.Time `json:"lastObserved,omitempty"`
+	ObservedBy   string       `json:"observedBy,omitempty"`
+}
+
+// HostIncident is the journal of one host's trouble in one boot. Creating it is the lock.
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,shortName=hi,categories=holdfast
+// +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.nodeName`
+// +kubebuilder:printcolumn:name="Verdict",type=string,JSONPath=`.status.verdict`
+// +kubebuilder:printcolumn:name="Step",type=string,JSONPath=`.status.step`
+// +kubebuilder:printcolumn:name="Proof",type=string,JSONPath=`.status.proofSummary`
+// +kubebuilder:printcolumn:name="Apps",type=integer,JSONPath=`.status.apps`
+// +kubebuilder:printcolumn:name="Since",type=date,JSONPath=`.status.since`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type HostIncident struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   HostIncidentSpec   `json:"spec"`
+	Status HostIncidentStatus `json:"status,omitempty"`
+}
+
+// HostIncidentList is a list of HostIncident.
+// +kubebuilder:object:root=true
+type HostIncidentList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []HostIncident `json:"items"`
+}

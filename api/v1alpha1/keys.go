@@ -1,0 +1,38 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+// Keys that Holdfast puts on objects of others. Only Holdfast and its own policies may add or remove them.
+const (
+	// LabelApp marks a pod that names a guarded claim; the value is the GuardedStatefulApp's name.
+	// The *always* policies select pods by it.
+	LabelApp = "guard.holdfast.dev/app"
+	// LabelHold marks a pod whose host is suspect; the value is the HostIncident's name.
+	// The *armed* policies select pods by it.
+	LabelHold = "guard.holdfast.dev/hold"
+	// FinalizerHold keeps the name of a held pod taken. It exists only while the hold is armed.
+	FinalizerHold = "guard.holdfast.dev/hold"
+	// LabelCarries marks a Node that carries pods of guarded apps: the Node must not be deleted.
+	LabelCarries = "guard.holdfast.dev/carries"
+	// LabelGuardedVolume marks a VolumeAttachment of a guarded claim: it must not be deleted.
+	LabelGuardedVolume = "guard.holdfast.dev/volume"
+	// AnnotationHeld on a Namespace lists the pods that are held in it, as "pod=incident" separated by commas:
+	// an Eviction carries no pod labels, so the eviction policy reads it as namespaceObject.
+	AnnotationHeld = "guard.holdfast.dev/held"
+	// AnnotationClaims on a Namespace lists the guarded claims of StatefulSets in it, as "app=claim" separated by commas;
+	// the labelling policy reads it when a pod is created.
+	AnnotationClaims = "guard.holdfast.dev/claims"
+	// AnnotationOverride on a pod, set by a caller with the verb override on guardedstatefulapps,
+	// lets that caller past the hold; the value is the reason.
+	AnnotationOverride = "guard.holdfast.dev/override"
+	// FinalizerApp keeps a GuardedStatefulApp until nothing of it is held.
+	FinalizerApp = "guard.holdfast.dev/app"
+	// TaintFenced is Holdfast's own NoExecute taint; the value is the HostIncident's name.
+	TaintFenced = "guard.holdfast.dev/fenced"
+	// TaintOutOfService is the taint of Kubernetes that releases attachments at once.
+	TaintOutOfService = "node.kubernetes.io/out-of-service"
+)
+
+// GuardConfigName is the name of the only GuardConfig.
+const GuardConfigName = "cluster"
