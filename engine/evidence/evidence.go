@@ -1,0 +1,462 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package evidence is what Holdfast knows of one host at one moment, as plain values.
+//
+// Whatever could not be read is present as Unread and is never taken for a negative answer. Everything that can be a sign of life
+// carries the instant before which it cannot have happened, so that it can be put before or after a reading of Off.
+package evidence
+
+import "time"
+
+// Instant is a moment on the observer's own monotonic clock, counted from the observer's start. Instants of two observers
+// (two leaders, or one before and after a restart) cannot be compared, and nothing stored is ever turned into one.
+type Instant time.Duration
+
+// Sub returns the time from u to i.
+func (i Instant) Sub(u Instant) time.Duration { return time.Duration(i - u) }
+
+// Rank orders signs of life. A frozen machine still has a kernel that answers.
+type Rank uint8
+
+const (
+	// RankNone: no sign of life.
+	RankNone Rank = iota
+	// RankKernel: the host's kernel answered (RST, SYN-ACK).
+	RankKernel
+	// RankUserspace: a process of the host acted (lease renewed, TLS answered).
+	RankUserspace
+	// RankWriter: the application answered.
+	RankWriter
+)
+
+// String returns the word used in status.
+func (r Rank) String() string {
+	return [...]string{"None", "Kernel", "Userspace", "Writer"}[r]
+}
+
+// Snapshot is everything known about one host at one moment. Decide reads nothing else.
+type Snapshot struct {
+	// At is when the snapshot was complete.
+	At Instant
+	// Host is the host and boot in question: the open incident's, or else the Node's present one.
+	Host Host
+	// Node, Lease, Port, Apps and Power were read in this order; Power comes last, so that a reading of Off is
+	// later than every reading of the Node beside it (invariant I3).
+	Node  Node
+	Lease Lease
+	Port  Port
+	// Apps holds one reading per guarded pod on the host that is probed.
+	Apps []App
+	// Power holds one reading per fencing method that the host's profile names, in order of level.
+	Power []Power
+	// Cluster says whether the observer can trust its own eyes.
+	Cluster Cluster
+	// Writers are the pod objects on the host that name a guarded claim.
+	Writers []Writer
+	// Attachments are the volumes of guarded claims that the API still shows attached to the host.
+	Attachments []Attachment
+	// Successors are guarded pods of the incident's apps on other hosts.
+	Successors []Successor
+	// Journal is what the open incident says, empty if there is none.
+	Journal Journal
+}
+
+// Host identifies a machine in one boot.
+type Host struct {
+	Node       string
+	NodeUID    string
+	BootID     string
+	SystemUUID string
+}
+
+// Ready is the Node's Ready condition.
+type Ready uint8
+
+const (
+	// ReadyUnread: the Node could not be read, or has no Ready condition.
+	ReadyUnread Ready = iota
+	// ReadyTrue, ReadyFalse (said by the kubelet itself), ReadyUnknown (said by the node lifecycle controller).
+	ReadyTrue
+	ReadyFalse
+	ReadyUnknown
+)
+
+// String returns the condition's own word.
+func (r Ready) String() string { return [...]string{"Unread", "True", "False", "Unknown"}[r] }
+
+// Node is a live GET of the Node object.
+type Node struct {
+	// Read is false when the GET was not answered.
+	Read bool
+	// Missing is true when the API server answered that there is no such Node.
+	Missing bool
+	At      Instant
+
+	UID        string
+	BootID     string
+	SystemUUID string
+	Ready      Ready
+	// ReadyReason is the condition's reason.
+	ReadyReason string
+	// RuntimeDown is true when the kubelet itself says that its container runtime does not answer.
+	RuntimeDown bool
+	// Fenced is true while our own NoExecute taint is on the Node; OutOfService while that taint is.
+	Fenced       bool
+	OutOfService bool
+}
+
+// Lease is the kubelet's lease, read live.
+type Lease struct {
+	// Read is false when the GET was not answered; Missing when there is no lease.
+	Read    bool
+	Missing bool
+	At      Instant
+	// Duration is the lease's own duration.
+	Duration time.Duration
+	// Age is how long this observer has been looking at the same renewal: a lower bound, by the observer's own clock.
+	Age time.Duration
+	// Moved is true when this observer has seen the lease renewed at least once, and NotBefore is then the last instant
+	// at which the renewal had not yet happened.
+	Moved     bool
+	NotBefore Instant
+}
+
+// Answer is how a TCP port of the host answered.
+type Answer uint8
+
+const (
+	// AnswerUnread: not asked, or the question did not leave the observer.
+	AnswerUnread Answer = iota
+	// AnswerNone: no packet came back in time.
+	AnswerNone
+	// AnswerUnreachable: a router or the neighbour table said that there is no such host.
+	AnswerUnreachable
+	// AnswerReset: the kernel refused.
+	AnswerReset
+	// AnswerAccepted: the kernel accepted, but nothing spoke.
+	AnswerAccepted
+	// AnswerSpoke: a process spoke TLS.
+	AnswerSpoke
+)
+
+// String returns the word used in status.
+func (a Answer) String() string {
+	return [...]string{"unread", "no answer", "unreachable", "reset", "accepted", "spoke"}[a]
+}
+
+// Rank returns the sign of life that the answer is.
+func (a Answer) Rank() Rank {
+	switch a {
+	case AnswerReset, AnswerAccepted:
+		return RankKernel
+	case AnswerSpoke:
+		return RankUserspace
+	default:
+		return RankNone
+	}
+}
+
+// Port is the kubelet's port 10250, asked by the observer.
+type Port struct {
+	Answer Answer
+	// Asked is when the question was sent; an answer cannot have been given before.
+	Asked Instant
+}
+
+// Serving is whether an application answers its own probes.
+type Serving uint8
+
+const (
+	// ServingUnread: not probed yet, or still starting up.
+	ServingUnread Serving = iota
+	// ServingYes: probes pass by their own thresholds.
+	ServingYes
+	// ServingNo: probes fail by their own thresholds.
+	ServingNo
+)
+
+// String returns the word used in status.
+func (s Serving) String() string { return [...]string{"Unknown", "True", "False"}[s] }
+
+// App is what the application probes of one guarded pod say.
+type App struct {
+	// App is "namespace/name" of the GuardedStatefulApp.
+	App    string
+	Pod    string
+	PodUID string
+	// Exclusive is false while another pod object has the same address: answers then count for nothing.
+	Exclusive bool
+	Serving   Serving
+	// Answered and Asked count probes in the latest round.
+	Answered int
+	Asked    int
+	// Kernel is true when the latest refusal came from a kernel (RST) rather than from silence.
+	Kernel bool
+	// LastAnswer is when the latest probe that was answered had been sent; HasAnswer is false if there was none.
+	HasAnswer  bool
+	LastAnswer Instant
+	// LastKernel is the same for answers of the kernel alone.
+	HasKernel  bool
+	LastKernel Instant
+	// FailingFor is how long no probe has been answered; zero while one is.
+	FailingFor time.Duration
+	// EndpointReady is the pod's Ready condition in the API.
+	EndpointReady bool
+}
+
+// PowerState is what a fence device says of its host.
+type PowerState uint8
+
+const (
+	// PowerUnread: not asked in this round, or no answer that can be used.
+	PowerUnread PowerState = iota
+	PowerOn
+	PowerOff
+	// PowerGone: the machine no longer exists at its provider.
+	PowerGone
+)
+
+// String returns the word used in status.
+func (p PowerState) String() string { return [...]string{"Unreadable", "On", "Off", "Gone"}[p] }
+
+// Identity is whether a fence device belongs to the host in question.
+type Identity uint8
+
+const (
+	// IdentityUnchecked: the device did not say.
+	IdentityUnchecked Identity = iota
+	// IdentityMatches the host's system UUID.
+	IdentityMatches
+	// IdentityDiffers, or cannot name a machine.
+	IdentityDiffers
+)
+
+// String returns the word used in status.
+func (i Identity) String() string { return [...]string{"Unchecked", "Matches", "Differs"}[i] }
+
+// Strength orders proofs, weakest first; the zero value proves nothing.
+type Strength uint8
+
+const (
+	// StrengthNone proves nothing.
+	StrengthNone Strength = iota
+	// StrengthPowerOff: commanded off and read back off.
+	StrengthPowerOff
+)
+
+// String returns the word used in status.
+func (s Strength) String() string { return [...]string{"None", "PowerOff"}[s] }
+
+// Power is the latest reading of one fencing method, with what the method is.
+type Power struct {
+	Method string
+	Level  int
+	// Strength and the coverage are what an isolation by this method would prove.
+	Strength      Strength
+	CoversHost    bool
+	CoversDrivers []string
+	State         PowerState
+	Identity      Identity
+	// At is when the reading was begun.
+	At Instant
+	// OffSince is the first of the unbroken run of Off readings that this observer has made, in this boot.
+	OffSince Instant
+	// Why says why the device could not be read.
+	Why string
+}
+
+// Covers reports whether an isolation by this method cuts volumes of the CSI driver.
+func (p Power) Covers(driver string) bool {
+	if p.CoversHost {
+		return true
+	}
+	for _, d := range p.CoversDrivers {
+		if d == driver {
+			return true
+		}
+	}
+	return false
+}
+
+// Cluster is the observer's view of itself.
+type Cluster struct {
+	// Hosts and StaleHosts count all Nodes and those whose lease the observer has seen stand still for too long.
+	Hosts      int
+	StaleHosts int
+	// APISilent is how long the observer has had no answer to a live read.
+	APISilent time.Duration
+	// Observing is how long the observer has been looking: a fresh observer has seen nothing move yet.
+	Observing time.Duration
+}
+
+// Volume is one guarded claim of a writer.
+type Volume struct {
+	Claim  string
+	Driver string
+	Handle string
+}
+
+// Writer is one pod object on the host that names a guarded claim.
+type Writer struct {
+	App       string
+	Namespace string
+	Name      string
+	UID       string
+	Volumes   []Volume
+	// Held is true when label and finalizer of the hold are on the pod.
+	Held bool
+	// Terminating is true when the object has a deletionTimestamp.
+	Terminating bool
+	// Finished is true when the pod is in phase Succeeded or Failed.
+	Finished bool
+	// BootID is the boot in which the pod was last seen to be started, when known.
+	BootID string
+}
+
+// Attachment is a VolumeAttachment of a guarded claim to the host.
+type Attachment struct {
+	Name   string
+	Volume string
+	// Attached is the attacher's own word.
+	Attached bool
+}
+
+// Successor is a guarded pod of one of the incident's apps on another host.
+type Successor struct {
+	App     string
+	Pod     string
+	Host    string
+	Serving Serving
+}
+
+// Step is how far the open incident has come, as in the API.
+type Step string
+
+// Steps of an incident. The empty step means that there is no incident.
+const (
+	StepNone       Step = ""
+	StepSuspected  Step = "Suspected"
+	StepHolding    Step = "Holding"
+	StepConfirmed  Step = "Confirmed"
+	StepFencing    Step = "Fencing"
+	StepReleasing  Step = "Releasing"
+	StepRecovering Step = "Recovering"
+	StepResolved   Step = "Resolved"
+	StepClosed     Step = "Closed"
+	StepRetired    Step = "Retired"
+)
+
+// AttemptState is what is known about one Off command, as in the API.
+type AttemptState string
+
+// States of an attempt; see docs/spec/fencing.md.
+const (
+	AttemptIntended   AttemptState = "Intended"
+	AttemptAccepted   AttemptState = "Accepted"
+	AttemptFailed     AttemptState = "Failed"
+	AttemptUnclear    AttemptState = "Unclear"
+	AttemptSettled    AttemptState = "Settled"
+	AttemptSuperseded AttemptState = "Superseded"
+)
+
+// Attempt is one journalled Off command of this incident.
+type Attempt struct {
+	ID     string
+	Method string
+	Level  int
+	State  AttemptState
+	// Overdue is true when the driver's own settling time has passed on the observer's clock since the observer first saw the attempt.
+	Overdue bool
+	// Own is true when this observer made the attempt in this life, so that no other process can still be in the call.
+	Own bool
+	// CallOver is true when the call cannot still be under way: it is Own, or its deadline has passed since the observer first saw it.
+	CallOver bool
+}
+
+// Unsettled reports whether the attempt may still take effect unseen.
+func (a Attempt) Unsettled() bool {
+	switch a.State {
+	case AttemptIntended, AttemptAccepted, AttemptUnclear:
+		return true
+	default:
+		return false
+	}
+}
+
+// Commanded reports whether the device is known to have taken the Off command.
+func (a Attempt) Commanded() bool {
+	return a.State == AttemptAccepted || a.State == AttemptSettled
+}
+
+// Journal is the open incident.
+type Journal struct {
+	// Name of the incident; empty when there is none.
+	Name string
+	Step Step
+	// Attempts in the order in which they were journalled.
+	Attempts []Attempt
+	// ProofRecorded is true when proof was established and written down earlier in this incident. It is history, not evidence:
+	// release still wants a fresh reading.
+	ProofRecorded bool
+	// Released counts pods whose objects are known to be gone after proof; Pods counts all that were ever listed.
+	Released int
+	Pods     int
+	// Apps of the incident, "namespace/name".
+	Apps []string
+	// Distrusted methods lied in this incident.
+	Distrusted []string
+	// Approved is true when a human approved the fence of this host in this boot.
+	Approved bool
+}
+
+// Open reports whether there is an incident that has not ended.
+func (j Journal) Open() bool {
+	return j.Name != "" && j.Step != StepClosed && j.Step != StepRetired
+}
+
+// Distrusts reports whether the method lied in this incident.
+func (j Journal) Distrusts(method string) bool {
+	for _, m := range j.Distrusted {
+		if m == method {
+			return true
+		}
+	}
+	return false
+}
+
+// SameBoot reports whether the Node, as last read, is in the boot that the snapshot is about. A Node that was not read, or has no boot ID,
+// is taken to be in the same boot.
+func (s Snapshot) SameBoot() bool {
+	if !s.Node.Read || s.Node.Missing || s.Node.BootID == "" {
+		return true
+	}
+	return s.Node.BootID == s.Host.BootID
+}
+
+// Life is the strongest sign of life that cannot have happened before the instant given.
+// Leases and answers of another boot are not life of this one.
+func (s Snapshot) Life(since Instant) (Rank, string) {
+	best, who := RankNone, ""
+	see := func(r Rank, at Instant, by string) {
+		if at >= since && r > best {
+			best, who = r, by
+		}
+	}
+	if s.Lease.Read && s.Lease.Moved && s.SameBoot() {
+		see(RankUserspace, s.Lease.NotBefore, "Lease")
+	}
+	see(s.Port.Answer.Rank(), s.Port.Asked, "KubeletPort")
+	for _, a := range s.Apps {
+		if !a.Exclusive {
+			continue
+		}
+		if a.HasAnswer {
+			see(RankWriter, a.LastAnswer, "Application "+a.Pod)
+		}
+		if a.HasKernel {
+			see(RankKernel, a.LastKernel, "Application "+a.Pod)
+		}
+	}
+	return best, who
+}
