@@ -1,12 +1,10 @@
 // Copyright The Holdfast Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package process names a running process so that its number cannot be
-// mistaken for a later process's: by PID and start time together.
+// Package process names processes so that a reused pid is never mistaken for the one that was meant.
 package process
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,144 +16,133 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrGone says that the named process no longer runs; its number may already
-// belong to another one.
-var ErrGone = errors.New("process is gone")
-
-// ID names one process of this machine. Start is field 22 of
-// /proc/PID/stat: clock ticks since boot.
+// ID names one process of one machine boot.
 type ID struct {
-	PID   int    `json:"pid"`
+	// PID as the machine's first PID namespace sees it.
+	PID int `json:"pid"`
+	// Start is field 22 of /proc/PID/stat: clock ticks between the machine's boot and the process's start.
+	// It survives exec.
 	Start uint64 `json:"start"`
 }
 
-// Of names the process that has this number now.
-func Of(pid int) (ID, error) {
-	stat, err := readStat(pid)
+// Self returns the calling process. It reads /proc, so a process that was put into a new PID namespace but
+// still has its parent's /proc learns the pid that the parent sees.
+func Self() (ID, error) { return read("/proc/self/stat") }
+
+// Find returns the process that has this pid now.
+func Find(pid int) (ID, error) { return read(fmt.Sprintf("/proc/%d/stat", pid)) }
+
+func read(path string) (ID, error) {
+	id, _, err := readState(path)
+	return id, err
+}
+
+// readState also returns the one-letter state (R, S, D, T, Z, …).
+func readState(path string) (ID, byte, error) {
+	text, err := os.ReadFile(path)
 	if err != nil {
-		return ID{}, err
+		return ID{}, 0, err
 	}
-	return ID{PID: pid, Start: stat.start}, nil
+	return parseStat(string(text))
 }
 
-// Running says whether the process still exists. One that has ended but was
-// not waited for does not run.
-func (id ID) Running() bool {
-	stat, err := id.stat()
-	return err == nil && stat.state != 'Z' && stat.state != 'X'
+// parseStat reads "pid (command) state ppid …"; the command may hold spaces and parentheses.
+func parseStat(text string) (ID, byte, error) {
+	open, end := strings.IndexByte(text, '('), strings.LastIndexByte(text, ')')
+	if open < 1 || end < open {
+		return ID{}, 0, fmt.Errorf("stat line %q has no command in parentheses", text)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(text[:open]))
+	if err != nil {
+		return ID{}, 0, fmt.Errorf("stat line %q: pid: %w", text, err)
+	}
+	fields := strings.Fields(text[end+1:]) // fields[0] is field 3
+	if len(fields) < 20 {
+		return ID{}, 0, fmt.Errorf("stat line %q has too few fields", text)
+	}
+	start, err := strconv.ParseUint(fields[19], 10, 64)
+	if err != nil {
+		return ID{}, 0, fmt.Errorf("stat line %q: start time: %w", text, err)
+	}
+	return ID{PID: pid, Start: start}, fields[0][0], nil
 }
 
-// Stopped says whether the process is stopped by a signal.
-func (id ID) Stopped() bool {
-	stat, err := id.stat()
-	return err == nil && stat.state == 'T'
+// Alive reports whether the process still runs. A zombie does not: all its threads have ended, and it holds
+// neither files nor namespaces.
+func (id ID) Alive() bool {
+	if id.PID <= 0 {
+		return false
+	}
+	found, state, err := readState(fmt.Sprintf("/proc/%d/stat", id.PID))
+	return err == nil && found.Start == id.Start && state != 'Z' && state != 'X'
 }
 
-// Signal sends a signal to exactly this process, or returns ErrGone.
+// Signal sends a signal to exactly this process. A process that is gone is no error.
 func (id ID) Signal(signal unix.Signal) error {
-	if id.PID <= 1 {
-		return fmt.Errorf("signal %v to PID %d: not a process of the lab", signal, id.PID)
+	fd, err := id.open()
+	if fd < 0 {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("signal %v to pid %d: %w", signal, id.PID, err)
+	}
+	return nil
+}
+
+// open returns a pidfd of the process, or -1 when it is gone.
+func (id ID) open() (int, error) {
+	if id.PID <= 0 {
+		return -1, nil
 	}
 	fd, err := unix.PidfdOpen(id.PID, 0)
 	if errors.Is(err, unix.ESRCH) {
-		return ErrGone
+		return -1, nil
 	}
 	if err != nil {
-		return fmt.Errorf("signal %v to PID %d: %w", signal, id.PID, err)
+		return -1, fmt.Errorf("pidfd of pid %d: %w", id.PID, err)
+	}
+	// The descriptor pins whoever has the pid now; only after that does the start time prove who it is.
+	if !id.Alive() {
+		unix.Close(fd)
+		return -1, nil
+	}
+	return fd, nil
+}
+
+// Wait returns when the process has ended. PID 1 of a PID namespace ends last of everything in it.
+func (id ID) Wait(ctx context.Context) error {
+	fd, err := id.open()
+	if fd < 0 {
+		return err
 	}
 	defer unix.Close(fd)
-	// The descriptor pins the number: compared now, it cannot be reused before the signal.
-	if !id.Running() {
-		return ErrGone
-	}
-	err = unix.PidfdSendSignal(fd, signal, nil, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return ErrGone
-	}
-	return err
-}
-
-// Stop stops the process and returns once it stands still. It is idempotent.
-func (id ID) Stop(ctx context.Context) error {
-	if err := id.Signal(unix.SIGSTOP); err != nil {
-		return err
-	}
-	return Await(ctx, fmt.Sprintf("PID %d to stop", id.PID), func() (bool, error) {
-		if !id.Running() {
-			return false, ErrGone
-		}
-		return id.Stopped(), nil
-	})
-}
-
-// Continue lets a stopped process run on. It is idempotent.
-func (id ID) Continue() error { return id.Signal(unix.SIGCONT) }
-
-// Kill ends the process with SIGKILL, which ends a stopped one too, and
-// returns once it no longer runs. It is idempotent.
-func (id ID) Kill(ctx context.Context) error {
-	err := id.Signal(unix.SIGKILL)
-	if errors.Is(err, ErrGone) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return Await(ctx, fmt.Sprintf("PID %d to end", id.PID), func() (bool, error) { return !id.Running(), nil })
-}
-
-// Await asks every 10 ms until the answer is yes, an error, or ctx ends; what
-// names the awaited fact in the error.
-func Await(ctx context.Context, what string, reached func() (bool, error)) error {
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
 	for {
-		ok, err := reached()
-		if err != nil || ok {
-			return err
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("pid %d has not ended: %w", id.PID, err)
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for %s: %w", what, ctx.Err())
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(poll, int((200 * time.Millisecond).Milliseconds()))
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for pid %d: %w", id.PID, err)
+		}
+		if n > 0 || !id.Alive() {
+			return nil
 		}
 	}
 }
 
-type stat struct {
-	state byte
-	start uint64
-}
-
-func (id ID) stat() (stat, error) {
-	s, err := readStat(id.PID)
+// InNamespace returns the process's pid in its own, innermost PID namespace.
+func (id ID) InNamespace() (int, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", id.PID))
 	if err != nil {
-		return stat{}, err
+		return 0, err
 	}
-	if s.start != id.Start {
-		return stat{}, ErrGone
+	for line := range strings.Lines(string(text)) {
+		if rest, found := strings.CutPrefix(line, "NSpid:"); found {
+			fields := strings.Fields(rest)
+			return strconv.Atoi(fields[len(fields)-1])
+		}
 	}
-	return s, nil
-}
-
-// readStat parses /proc/PID/stat. The command name, in parentheses, may hold
-// anything; the fields are counted from its last parenthesis.
-func readStat(pid int) (stat, error) {
-	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return stat{}, ErrGone
-	}
-	if err != nil {
-		return stat{}, err
-	}
-	const startAfterName = 22 - 3 // field 3, the state, is the first after the name
-	fields := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
-	if len(fields) <= startAfterName {
-		return stat{}, fmt.Errorf("/proc/%d/stat: %d fields after the name, want more than %d", pid, len(fields), startAfterName)
-	}
-	start, err := strconv.ParseUint(fields[startAfterName], 10, 64)
-	if err != nil {
-		return stat{}, fmt.Errorf("/proc/%d/stat: start time: %w", pid, err)
-	}
-	return stat{state: fields[0][0], start: start}, nil
+	return 0, fmt.Errorf("/proc/%d/status has no NSpid line", id.PID)
 }
