@@ -104,6 +104,10 @@ type Node struct {
 	// Fenced is true while our own NoExecute taint is on the Node; OutOfService while that taint is.
 	Fenced       bool
 	OutOfService bool
+	// Spoke is true when this observer has seen the kubelet post a status (heartbeat) for the boot ID above, and SpokeNotBefore is then the
+	// last instant at which the latest one had not yet been posted. Unlike a lease, a status names its boot.
+	Spoke          bool
+	SpokeNotBefore Instant
 }
 
 // Lease is the kubelet's lease, read live.
@@ -162,6 +166,9 @@ type Port struct {
 	Answer Answer
 	// Asked is when the question was sent; an answer cannot have been given before.
 	Asked Instant
+	// HasAnswer is true when any question was answered so far, and LastAnswer is when the latest such question was sent.
+	HasAnswer  bool
+	LastAnswer Instant
 }
 
 // Serving is whether an application answers its own probes.
@@ -286,6 +293,10 @@ type Cluster struct {
 	StaleHosts int
 	// APISilent is how long the observer has had no answer to a live read.
 	APISilent time.Duration
+	// HasOther is true when the observer has seen a host renew its lease that is neither the host in question nor the observer's own,
+	// and OtherNotBefore is then the last instant at which the latest such renewal had not yet happened.
+	HasOther       bool
+	OtherNotBefore Instant
 	// Observing is how long the observer has been looking: a fresh observer has seen nothing move yet.
 	Observing time.Duration
 }
@@ -434,6 +445,35 @@ func (s Snapshot) SameBoot() bool {
 	return s.Node.BootID == s.Host.BootID
 }
 
+// LastLife is the latest instant at which the host can have shown a sign of life to this observer: when the lease was first seen renewed,
+// or when an answered question was sent. For an observer that has seen nothing, it is the observer's own start.
+func (s Snapshot) LastLife() Instant {
+	last := s.At - Instant(s.Cluster.Observing)
+	see := func(i Instant) {
+		if i > last {
+			last = i
+		}
+	}
+	if s.Lease.Read && s.Lease.Moved && s.SameBoot() {
+		see(s.Lease.At - Instant(s.Lease.Age))
+	}
+	if s.Port.HasAnswer {
+		see(s.Port.LastAnswer)
+	}
+	for _, a := range s.Apps {
+		if a.Exclusive && a.HasAnswer {
+			see(a.LastAnswer)
+		}
+		if a.Exclusive && a.HasKernel {
+			see(a.LastKernel)
+		}
+	}
+	return last
+}
+
+// SilentFor is how long the host has shown no sign of life to this observer.
+func (s Snapshot) SilentFor() time.Duration { return s.At.Sub(s.LastLife()) }
+
 // Life is the strongest sign of life that cannot have happened before the instant given.
 // Leases and answers of another boot are not life of this one.
 func (s Snapshot) Life(since Instant) (Rank, string) {
@@ -445,6 +485,9 @@ func (s Snapshot) Life(since Instant) (Rank, string) {
 	}
 	if s.Lease.Read && s.Lease.Moved && s.SameBoot() {
 		see(RankUserspace, s.Lease.NotBefore, "Lease")
+	}
+	if s.Node.Spoke && s.SameBoot() {
+		see(RankUserspace, s.Node.SpokeNotBefore, "NodeStatus")
 	}
 	see(s.Port.Answer.Rank(), s.Port.Asked, "KubeletPort")
 	for _, a := range s.Apps {

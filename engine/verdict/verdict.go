@@ -1,0 +1,174 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package verdict names what has happened to a host, from everything known at one moment.
+//
+// Rules are an ordered slice of named pure functions. All are evaluated and every finding is kept; the first that
+// fires gives the class. The names of classes and rules are API: they stand in status and in docs/spec/verdicts.md.
+package verdict
+
+import (
+	"time"
+
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+)
+
+// Class is the verdict on a host. The zero value is illegal.
+type Class uint8
+
+// Classes; docs/spec/verdicts.md says what each means and how it ends.
+const (
+	Healthy Class = iota + 1
+	KubeletDown
+	Hung
+	RuntimeDown
+	AppDown
+	Isolated
+	Silent
+	Lost
+	Blind
+	Unknown
+)
+
+// String returns the name used in status.
+func (c Class) String() string {
+	names := [...]string{"Invalid", "Healthy", "KubeletDown", "Hung", "RuntimeDown", "AppDown", "Isolated", "Silent", "Lost", "Blind", "Unknown"}
+	if int(c) >= len(names) {
+		return names[0]
+	}
+	return names[c]
+}
+
+// Careful orders the choices of several apps on one host: the higher is the more careful one.
+type Careful uint8
+
+const (
+	// Act: what the app allows without a human.
+	Act Careful = iota
+	// Hold: wait and alert.
+	Hold
+)
+
+// Policy is what the apps on the host, their profile and the cluster's GuardConfig ask for together.
+type Policy struct {
+	// StaleAfter replaces the lease's own duration as the measure of lateness; zero keeps it.
+	StaleAfter time.Duration
+	// ConfirmAfter is how long every plane must be silent before a host whose power reads On counts as confirmed lost.
+	ConfirmAfter time.Duration
+	// MinimumProof is the weakest proof that lets writers be released.
+	MinimumProof evidence.Strength
+	// BlindPercent of hosts with a late lease, and at least two, is too much to be true.
+	BlindPercent int
+	// BlindAPISilent is how long the API may be silent before the observer's own view is bad.
+	BlindAPISilent time.Duration
+
+	// Shadow: plan, tell, and touch nothing but holds. Paused: hold and plan nothing.
+	Shadow bool
+	Paused bool
+	// OnLoss Act fences and migrates a host that is lost.
+	OnLoss Careful
+	// NotServing Act fences a host that lives without its kubelet and whose application does not serve.
+	NotServing Careful
+	// ManualApproval wants a human's word before an Off command that changes state.
+	ManualApproval bool
+	// KeepTraffic puts endpoints back while the application's own probes pass and the kubelet cannot say so.
+	KeepTraffic bool
+}
+
+// Finding is what one rule says.
+type Finding struct {
+	Rule    string
+	Says    Class
+	Because string
+}
+
+// Found is the verdict with everything that was found.
+type Found struct {
+	Class Class
+	// Findings holds the findings of every rule that fired, in order; the first gave the class.
+	Findings []Finding
+	Policy   Policy
+	// Proof is set only when the class is Lost.
+	Proof Proof
+	// ReadsOff names the trusted methods whose device reads Off for the right machine, with no sign of life since.
+	ReadsOff []string
+	// Contradicted names the methods whose device reads Off although the host has shown life since.
+	Contradicted []string
+	// Refuted is true when the host was declared lost, and then showed life in the same boot.
+	Refuted bool
+}
+
+// Rule returns the name of the rule that gave the class.
+func (f Found) Rule() string {
+	if len(f.Findings) == 0 {
+		return ""
+	}
+	return f.Findings[0].Rule
+}
+
+// Proof is why nothing on the host can write any more, in its boot. The zero value is no proof.
+type Proof struct {
+	Method   string
+	Attempt  string
+	Strength evidence.Strength
+	// Fresh is true when the proof was read in this very snapshot; only a fresh proof releases (invariant I6).
+	Fresh bool
+}
+
+// Late reports whether the kubelet has missed renewals: nothing was seen to move for three eighths of the lease's duration
+// (a kubelet renews at a quarter of it), or of StaleAfter when that is set.
+func (p Policy) Late(l evidence.Lease) bool {
+	d := l.Duration
+	if p.StaleAfter > 0 {
+		d = p.StaleAfter
+	}
+	return l.Read && (l.Missing || l.Age > d*3/8)
+}
+
+// Confirmed reports whether silence has lasted long enough, while others were heard, to fence a host whose power reads On.
+//
+// It wants three things at once: no sign of life on any plane for ConfirmAfter; the lease late as well; and a renewal by some other host,
+// not the observer's own, that came after this host's last sign of life. Without the last one the observer cannot tell a dead host from
+// its own deafness, and one host's lease may be late several seconds before the others' are (renewals are not in step).
+func (p Policy) Confirmed(s evidence.Snapshot) bool {
+	return s.SilentFor() >= p.ConfirmAfter && p.Late(s.Lease) &&
+		s.Cluster.HasOther && s.Cluster.OtherNotBefore > s.LastLife()
+}
+
+// Decide gives the verdict. It evaluates every rule; the first that fires gives the class.
+func Decide(s evidence.Snapshot, p Policy) Found {
+	in := look(s, p)
+	found := Found{Policy: p, ReadsOff: in.readsOff, Contradicted: in.contradicted}
+	for _, r := range rules {
+		if because, fires := r.when(in); fires {
+			found.Findings = append(found.Findings, Finding{Rule: r.name, Says: r.says, Because: because})
+		}
+	}
+	found.Class = found.Findings[0].Says
+	switch found.Rule() {
+	case "VerifiedOff":
+		found.Proof = in.proof
+	case "LossStands":
+		found.Proof = Proof{Method: in.proof.Method, Strength: in.proof.Strength}
+	}
+	found.Refuted = found.has("ProofRefuted")
+	return found
+}
+
+func (f Found) has(rule string) bool {
+	for _, x := range f.Findings {
+		if x.Rule == rule {
+			return true
+		}
+	}
+	return false
+}
+
+// Rules lists the names of all rules with the class that each gives, in order.
+func Rules() []Finding {
+	out := make([]Finding, 0, len(rules))
+	for _, r := range rules {
+		out = append(out, Finding{Rule: r.name, Says: r.says})
+	}
+	return out
+}
