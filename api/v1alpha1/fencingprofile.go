@@ -30,6 +30,7 @@ type HostDevice struct {
 }
 
 // IPMIMethod speaks IPMI 2.0 over LAN (lanplus) to a BMC.
+// +kubebuilder:validation:XValidation:rule="has(self.credentialsSecretRef) || self.hosts.all(h, has(h.credentialsSecretRef))",message="a host has no credentials: set credentialsSecretRef, or credentialsSecretRef in every one of hosts"
 type IPMIMethod struct {
 	// +kubebuilder:default=623
 	// +kubebuilder:validation:Minimum=1
@@ -50,6 +51,7 @@ type IPMIMethod struct {
 
 // FencingMethod is one way of isolating a host.
 // +kubebuilder:validation:XValidation:rule="has(self.ipmi)",message="a method names its driver: set ipmi"
+// +kubebuilder:validation:XValidation:rule="self.settleSeconds >= self.timeoutSeconds",message="settleSeconds must not be shorter than timeoutSeconds: raise settleSeconds or lower timeoutSeconds"
 type FencingMethod struct {
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
@@ -86,6 +88,7 @@ type Floors struct {
 }
 
 // FencingProfileSpec says which hosts are fenced how.
+// +kubebuilder:validation:XValidation:rule="self.levels.all(l, l.methods.all(m, self.levels.exists_one(o, o.methods.exists(n, n.name == m.name))))",message="levels[].methods[].name must be unique over all levels: rename one of the methods"
 type FencingProfileSpec struct {
 	// NodeSelector chooses the hosts; nothing else does. Hosts that two profiles choose are fenced by neither.
 	NodeSelector metav1.LabelSelector `json:"nodeSelector"`
@@ -94,7 +97,7 @@ type FencingProfileSpec struct {
 	// +kubebuilder:validation:MaxItems=8
 	Levels []FencingLevel `json:"levels"`
 	// +kubebuilder:default={confirmAfterSeconds: 5}
-	Floors Floors `json:"floors,omitempty"`
+	Floors Floors `json:"floors,omitempty,omitzero"`
 	// +kubebuilder:default=PowerOff
 	MinimumProof ProofStrength `json:"minimumProof,omitempty"`
 	// CheckEverySeconds is how often each device is read while nothing is wrong.
@@ -150,7 +153,7 @@ type FencingProfile struct {
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
 	Spec   FencingProfileSpec   `json:"spec"`
-	Status FencingProfileStatus `json:"status,omitempty"`
+	Status FencingProfileStatus `json:"status,omitempty,omitzero"`
 }
 
 // FencingProfileList is a list of FencingProfile.

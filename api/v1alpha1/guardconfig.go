@@ -7,6 +7,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // FenceBudget bounds the Off commands that change state, in a sliding window over the whole cluster.
 type FenceBudget struct {
+	// Count of Off commands; zero fences nothing.
 	// +kubebuilder:default=2
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=100
@@ -14,7 +15,7 @@ type FenceBudget struct {
 	// +kubebuilder:default=3600
 	// +kubebuilder:validation:Minimum=60
 	// +kubebuilder:validation:Maximum=604800
-	WindowSeconds int32 `json:"windowSeconds"`
+	WindowSeconds int32 `json:"windowSeconds,omitempty"`
 }
 
 // Blindness says when Holdfast holds its own view to be the sick one.
@@ -23,20 +24,20 @@ type Blindness struct {
 	// +kubebuilder:default=50
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=100
-	StaleHostsPercent int32 `json:"staleHostsPercent"`
+	StaleHostsPercent int32 `json:"staleHostsPercent,omitempty"`
 	// APISilentSeconds without one successful live read means that the API view is bad.
 	// +kubebuilder:default=5
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=300
-	APISilentSeconds int32 `json:"apiSilentSeconds"`
+	APISilentSeconds int32 `json:"apiSilentSeconds,omitempty"`
 }
 
 // GuardConfigSpec holds what concerns the whole cluster.
 type GuardConfigSpec struct {
 	// +kubebuilder:default={count: 2, windowSeconds: 3600}
-	FenceBudget FenceBudget `json:"fenceBudget,omitempty"`
+	FenceBudget FenceBudget `json:"fenceBudget,omitempty,omitzero"`
 	// +kubebuilder:default={staleHostsPercent: 50, apiSilentSeconds: 5}
-	Blindness Blindness `json:"blindness,omitempty"`
+	Blindness Blindness `json:"blindness,omitempty,omitzero"`
 	// LeaseStaleSeconds after which a kubelet's lease counts as stale. Zero means the lease's own duration.
 	// +kubebuilder:default=0
 	// +kubebuilder:validation:Minimum=0
@@ -71,8 +72,8 @@ type GuardConfig struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
-	Spec   GuardConfigSpec   `json:"spec,omitempty"`
-	Status GuardConfigStatus `json:"status,omitempty"`
+	Spec   GuardConfigSpec   `json:"spec,omitempty,omitzero"`
+	Status GuardConfigStatus `json:"status,omitempty,omitzero"`
 }
 
 // GuardConfigList is a list of GuardConfig.

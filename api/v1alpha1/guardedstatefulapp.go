@@ -92,7 +92,7 @@ type Probe struct {
 type Health struct {
 	// StartupSeconds is how long a started pod may take before failing probes count.
 	// +kubebuilder:default=120
-	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=86400
 	StartupSeconds int32 `json:"startupSeconds,omitempty"`
 	// +listType=map
@@ -104,12 +104,14 @@ type Health struct {
 
 // Limit bounds how often an action may be taken in a sliding window.
 type Limit struct {
+	// +kubebuilder:default=1
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=100
-	Count int32 `json:"count"`
+	Count int32 `json:"count,omitempty"`
+	// +kubebuilder:default=3600
 	// +kubebuilder:validation:Minimum=60
 	// +kubebuilder:validation:Maximum=604800
-	WindowSeconds int32 `json:"windowSeconds"`
+	WindowSeconds int32 `json:"windowSeconds,omitempty"`
 }
 
 // OnApplicationFailure is the answer to failing probes on a host that is well.
@@ -122,7 +124,7 @@ type OnApplicationFailure struct {
 	// +kubebuilder:validation:Maximum=86400
 	AfterSeconds int32 `json:"afterSeconds,omitempty"`
 	// +kubebuilder:default={count: 1, windowSeconds: 3600}
-	Limit Limit `json:"limit,omitempty"`
+	Limit Limit `json:"limit,omitempty,omitzero"`
 }
 
 // WhenNotServing says what to do with a host that lives but whose application does not serve.
@@ -200,13 +202,13 @@ type GuardedStatefulAppSpec struct {
 	Mode   Mode   `json:"mode,omitempty"`
 	Health Health `json:"health"`
 	// +kubebuilder:default={action: None}
-	OnApplicationFailure OnApplicationFailure `json:"onApplicationFailure,omitempty"`
+	OnApplicationFailure OnApplicationFailure `json:"onApplicationFailure,omitempty,omitzero"`
 	// +kubebuilder:default={traffic: Keep}
-	OnKubeletFailure OnKubeletFailure `json:"onKubeletFailure,omitempty"`
+	OnKubeletFailure OnKubeletFailure `json:"onKubeletFailure,omitempty,omitzero"`
 	// +kubebuilder:default={whenNotServing: Hold}
-	OnIsolation OnIsolation `json:"onIsolation,omitempty"`
+	OnIsolation OnIsolation `json:"onIsolation,omitempty,omitzero"`
 	// +kubebuilder:default={action: FenceAndMigrate}
-	OnHostLoss OnHostLoss  `json:"onHostLoss,omitempty"`
+	OnHostLoss OnHostLoss  `json:"onHostLoss,omitempty,omitzero"`
 	Objectives *Objectives `json:"objectives,omitempty"`
 }
 
@@ -270,6 +272,7 @@ type GuardedStatefulAppStatus struct {
 // GuardedStatefulApp puts one workload under guard.
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
+// +kubebuilder:validation:XValidation:rule="self.metadata.name.size() <= 63",message="metadata.name must not be longer than 63 characters: guarded pods carry it as a label"
 // +kubebuilder:resource:shortName=gsa,categories=holdfast
 // +kubebuilder:printcolumn:name="Workload",type=string,JSONPath=`.status.workload`
 // +kubebuilder:printcolumn:name="Mode",type=string,JSONPath=`.spec.mode`
@@ -288,7 +291,7 @@ type GuardedStatefulApp struct {
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
 	Spec   GuardedStatefulAppSpec   `json:"spec"`
-	Status GuardedStatefulAppStatus `json:"status,omitempty"`
+	Status GuardedStatefulAppStatus `json:"status,omitempty,omitzero"`
 }
 
 // GuardedStatefulAppList is a list of GuardedStatefulApp.

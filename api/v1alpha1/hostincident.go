@@ -6,7 +6,7 @@ package v1alpha1
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // HostIncidentSpec names the host and the boot that the incident is about.
-// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="the spec of a HostIncident is immutable"
+// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="spec of a HostIncident is immutable: it names one host in one boot"
 type HostIncidentSpec struct {
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
@@ -163,6 +163,7 @@ type HostIncidentStatus struct {
 // HostIncident is the journal of one host's trouble in one boot. Creating it is the lock.
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
+// +kubebuilder:validation:XValidation:rule="self.metadata.name.size() <= 63",message="metadata.name must not be longer than 63 characters: held pods carry it as a label"
 // +kubebuilder:resource:scope=Cluster,shortName=hi,categories=holdfast
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.nodeName`
 // +kubebuilder:printcolumn:name="Verdict",type=string,JSONPath=`.status.verdict`
@@ -176,7 +177,7 @@ type HostIncident struct {
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
 	Spec   HostIncidentSpec   `json:"spec"`
-	Status HostIncidentStatus `json:"status,omitempty"`
+	Status HostIncidentStatus `json:"status,omitempty,omitzero"`
 }
 
 // HostIncidentList is a list of HostIncident.

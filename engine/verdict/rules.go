@@ -171,8 +171,7 @@ func newBoot(in sight) (string, bool) {
 
 // lossStands keeps the verdict while nothing is left to release; it releases nothing.
 func lossStands(in sight) (string, bool) {
-	done := in.Journal.Step == evidence.StepRecovering || in.Journal.Step == evidence.StepResolved
-	if !in.Journal.ProofRecorded || !done || len(in.Writers) > 0 {
+	if !in.Journal.Open() || !in.Journal.ProofRecorded || len(in.Writers) > 0 {
 		return "", false
 	}
 	return "proof was established, every writer is released, and this boot has not spoken since", true

@@ -125,10 +125,9 @@ type Entry struct {
 	Mode uint32
 }
 
-// Statfs counts bytes and files.
+// Statfs counts bytes.
 type Statfs struct {
 	TotalBytes, FreeBytes int64
-	Files                 int64
 }
 
 // SessionRecord is what a host reads in the file .array/session of a mounted volume.
