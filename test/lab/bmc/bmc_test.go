@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -268,12 +269,13 @@ func TestLiesAboutIdentityAndPassword(t *testing.T) {
 	}
 	b.wantAnswer("chassis power status", "Chassis Power is on")
 
+	before := len(b.calls())
 	b.mode(WrongPassword)
 	if got, err := b.ipmi(15*time.Second, "chassis power status"); err == nil || !strings.Contains(got, "Unable to establish IPMI v2") {
 		t.Errorf("wrong-password: %q, %v; want the session refused", got, err)
 	}
-	if calls := b.calls(); len(calls) != 1 {
-		t.Errorf("%d calls, want only the one before the password changed", len(calls))
+	if calls := b.calls(); before == 0 || len(calls) != before {
+		t.Errorf("%d calls, then %d with the wrong password; want some and no more", before, len(calls))
 	}
 
 	b.mode(Clear)
@@ -298,8 +300,9 @@ func TestDeadAnswersNothingAndForgetsWhatItWasSent(t *testing.T) {
 	}
 	b.wantAnswer("chassis power status", "Chassis Power is on")
 	b.wantPower(true)
-	if calls := b.calls(); len(calls) != 1 || calls[0].Op != "get" {
-		t.Errorf("calls %+v, want only the read after the fault", calls)
+	calls := b.calls()
+	if len(calls) == 0 || slices.ContainsFunc(calls, func(c Call) bool { return c.Op != "get" }) {
+		t.Errorf("calls %+v, want only the reading after the fault", calls)
 	}
 }
 
