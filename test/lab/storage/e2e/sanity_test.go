@@ -1,0 +1,48 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/kubernetes-csi/csi-test/v5/pkg/sanity"
+	"github.com/onsi/ginkgo/v2"
+	"github.com/onsi/gomega"
+
+	"github.com/holdfast-dev/holdfast/test/lab/storage/array"
+)
+
+// TestSanity runs the CSI project's sanity suite against both drivers. What it skips is what the drivers
+// do not claim to offer: snapshots, expansion, staging, listing.
+func TestSanity(t *testing.T) {
+	a := startArray(t, t.TempDir(), "127.0.0.1:0")
+	for _, class := range []array.Class{array.Enforcing, array.Permissive} {
+		config := sanityConfig(t, a, class)
+		ginkgo.Describe(string(class), func() { sanity.GinkgoTest(&config) })
+	}
+	gomega.RegisterFailHandler(ginkgo.Fail)
+	suite, reporter := ginkgo.GinkgoConfiguration()
+	ginkgo.RunSpecs(t, "the lab's CSI drivers", suite, reporter)
+}
+
+func sanityConfig(t *testing.T, a *arrayProcess, class array.Class) sanity.TestConfig {
+	t.Helper()
+	dir := t.TempDir()
+	// The suite looks at the target path itself, so this host shares the test's mount namespace.
+	node := exec.Command(filepath.Join(programs, "lab-csi"), "node", "--class", string(class), "--array", a.address,
+		"--host", "host-1", "--kubelet-dir", dir)
+	start(t, node)
+	endpoint := filepath.Join(dir, "controller.sock")
+	start(t, exec.Command(filepath.Join(programs, "lab-csi"), "controller", "--class", string(class),
+		"--control", filepath.Join(a.dir, "control.sock"), "--endpoint", "unix://"+endpoint))
+	config := sanity.NewTestConfig()
+	config.Address = "unix://" + filepath.Join(dir, "plugins", string(class)+".lab.holdfast.dev", "csi.sock")
+	config.ControllerAddress = "unix://" + endpoint
+	config.TargetPath = filepath.Join(dir, "target")
+	config.StagingPath = filepath.Join(dir, "staging")
+	config.TestVolumeSize = 1 << 20
+	return config
+}
