@@ -1,0 +1,152 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sight
+
+import (
+	"strings"
+	"sync"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+)
+
+// Leases remembers when each kubelet's lease, and each Node's status, was seen to move. It never compares a stored time with a clock.
+type Leases struct {
+	clock *Clock
+
+	mu       sync.Mutex
+	lease    map[string]*motion
+	status   map[string]*motion
+	duration map[string]time.Duration
+}
+
+// motion is one value that moves.
+type motion struct {
+	value     string
+	firstSeen evidence.Instant // when the present value was first seen
+	seen      evidence.Instant // last live read, whatever it showed
+	hasSeen   bool
+	moved     bool
+	notBefore evidence.Instant
+}
+
+// observe takes a value read at the instant given. Only a live read bounds the next move from below: a cache may lag by any time.
+func (m *motion) observe(value string, at evidence.Instant, live bool) {
+	if m.value == "" {
+		m.value, m.firstSeen = value, at
+	} else if value != m.value {
+		m.value, m.firstSeen, m.moved = value, at, true
+		m.notBefore = 0
+		if m.hasSeen {
+			m.notBefore = m.seen
+		}
+	}
+	if live {
+		m.seen, m.hasSeen = at, true
+	}
+}
+
+// NewLeases returns an empty memory.
+func NewLeases(c *Clock) *Leases {
+	return &Leases{clock: c, lease: map[string]*motion{}, status: map[string]*motion{}, duration: map[string]time.Duration{}}
+}
+
+// SeeLease takes a lease that was asked for at the instant given. A value older than the last one (from a lagging cache) is ignored.
+func (l *Leases) SeeLease(lease *coordinationv1.Lease, asked evidence.Instant, live bool) {
+	if lease.Spec.RenewTime == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := entry(l.lease, lease.Name)
+	value := lease.Spec.RenewTime.UTC().Format(time.RFC3339Nano)
+	if !live && value < m.value {
+		return
+	}
+	m.observe(value, asked, live)
+	if s := lease.Spec.LeaseDurationSeconds; s != nil {
+		l.duration[lease.Name] = time.Duration(*s) * time.Second
+	}
+}
+
+// SeeNode takes a Node that was asked for at the instant given.
+func (l *Leases) SeeNode(node *corev1.Node, asked evidence.Instant, live bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range node.Status.Conditions {
+		if c.Type != corev1.NodeReady || c.Status == corev1.ConditionUnknown {
+			continue // Unknown is the controller-manager's word, not the kubelet's
+		}
+		// The boot ID is part of the value: a status of another boot is another value, and its own motion.
+		value := node.Status.NodeInfo.BootID + "|" + c.LastHeartbeatTime.UTC().Format(time.RFC3339)
+		m := entry(l.status, node.Name)
+		if m.value != "" && !strings.HasPrefix(m.value, node.Status.NodeInfo.BootID+"|") {
+			delete(l.status, node.Name)
+			m = entry(l.status, node.Name)
+		}
+		m.observe(value, asked, live)
+	}
+}
+
+func entry(of map[string]*motion, name string) *motion {
+	m, ok := of[name]
+	if !ok {
+		m = &motion{}
+		of[name] = m
+	}
+	return m
+}
+
+// Lease returns what is known of the host's lease. read says whether the latest live read was answered.
+func (l *Leases) Lease(host string, read, missing bool) evidence.Lease {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.clock.Instant()
+	out := evidence.Lease{Read: read, Missing: missing, At: now, Duration: l.duration[host]}
+	if m, ok := l.lease[host]; ok {
+		out.Age = now.Sub(m.firstSeen)
+		out.Moved, out.NotBefore = m.moved, m.notBefore
+	}
+	if out.Duration == 0 {
+		out.Duration = 40 * time.Second // the kubelet's default, nodeLeaseDurationSeconds
+	}
+	return out
+}
+
+// Spoke reports the latest status that the kubelet was seen to post.
+func (l *Leases) Spoke(host string) (bool, evidence.Instant) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if m, ok := l.status[host]; ok && m.moved {
+		return true, m.notBefore
+	}
+	return false, 0
+}
+
+// Late counts hosts, of those named, whose lease is late by the measure given, and finds the latest renewal by a host that is not excepted.
+func (l *Leases) Late(hosts []string, late func(evidence.Lease) bool, except ...string) (count int, other bool, notBefore evidence.Instant) {
+	for _, h := range hosts {
+		lease := l.Lease(h, true, false)
+		if late(lease) {
+			count++
+			continue
+		}
+		if !among(except, h) && lease.Moved && (!other || lease.NotBefore > notBefore) {
+			other, notBefore = true, lease.NotBefore
+		}
+	}
+	return count, other, notBefore
+}
+
+func among(list []string, s string) bool {
+	for _, x := range list {
+		if x == s {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,77 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sight
+
+import (
+	"sync"
+	"time"
+
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+)
+
+// Powers remembers since when each device has read Off without a break, and which devices did not answer lately.
+type Powers struct {
+	clock *Clock
+
+	mu    sync.Mutex
+	off   map[string]evidence.Instant
+	quiet map[string]quiet
+	first map[string]evidence.Instant
+}
+
+type quiet struct {
+	until evidence.Instant
+	why   string
+}
+
+// NewPowers returns an empty memory.
+func NewPowers(c *Clock) *Powers {
+	return &Powers{clock: c, off: map[string]evidence.Instant{}, quiet: map[string]quiet{}, first: map[string]evidence.Instant{}}
+}
+
+// See takes a reading begun at the instant given and returns since when the device has read Off. An unreadable device breaks no run: it said nothing.
+func (p *Powers) See(key string, state evidence.PowerState, begun evidence.Instant) evidence.Instant {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch state {
+	case evidence.PowerOff:
+		if _, runs := p.off[key]; !runs {
+			p.off[key] = begun
+		}
+	case evidence.PowerUnread:
+	default:
+		delete(p.off, key)
+	}
+	return p.off[key]
+}
+
+// Rest keeps a device that did not answer from being asked again for a while, so that a dead device does not slow everything else.
+func (p *Powers) Rest(key, why string, d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.quiet[key] = quiet{until: p.clock.Instant() + evidence.Instant(d), why: why}
+}
+
+// Resting reports whether the device is to be left alone for now, and why.
+func (p *Powers) Resting(key string) (string, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	q, ok := p.quiet[key]
+	if !ok || q.until <= p.clock.Instant() {
+		return "", false
+	}
+	return q.why, true
+}
+
+// Since returns how long this observer has known the thing named; the first call starts the count.
+func (p *Powers) Since(key string) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.clock.Instant()
+	t, ok := p.first[key]
+	if !ok {
+		p.first[key], t = now, now
+	}
+	return now.Sub(t)
+}

@@ -1,0 +1,168 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sight
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+)
+
+// errRefused: the kernel at the other end refused; the machine lives.
+var errRefused = errors.New("refused")
+
+// ask puts one probe to one address. nil means that the application answered and is well; errRefused is wrapped when a kernel answered for it.
+func ask(ctx context.Context, p v1alpha1.Probe, ip string, ports map[string]int32) error {
+	switch {
+	case p.HTTPGet != nil:
+		return askHTTP(ctx, p.HTTPGet, address(p.HTTPGet.Port, ip, ports))
+	case p.GRPC != nil:
+		return askGRPC(ctx, p.GRPC, address(p.GRPC.Port, ip, ports))
+	case p.TCPSocket != nil:
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address(p.TCPSocket.Port, ip, ports))
+		if err != nil {
+			return kernel(err)
+		}
+		return conn.Close()
+	default:
+		return fmt.Errorf("probe %s has no handler", p.Name)
+	}
+}
+
+func address(port intstr.IntOrString, ip string, ports map[string]int32) string {
+	n := port.IntVal
+	if port.Type == intstr.String {
+		n = ports[port.StrVal] // an unknown name gives port 0, which nobody answers
+	}
+	return net.JoinHostPort(ip, strconv.Itoa(int(n)))
+}
+
+func kernel(err error) error {
+	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) {
+		return fmt.Errorf("%w: %w", errRefused, err)
+	}
+	return err
+}
+
+func askHTTP(ctx context.Context, p *v1alpha1.HTTPProbe, addr string) error {
+	scheme := "http"
+	if p.Scheme == "HTTPS" {
+		scheme = "https"
+	}
+	path := p.Path
+	if path == "" {
+		path = "/"
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+addr+path, nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("User-Agent", "holdfast-probe")
+	transport := &http.Transport{
+		DisableKeepAlives: true, // every probe is a new connection, as a new client's would be
+		// A probe asks whether the application answers; like the kubelet's own, it does not judge its certificate.
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // see above
+	}
+	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	resp, err := client.Do(req)
+	if err != nil {
+		return kernel(err)
+	}
+	defer resp.Body.Close()
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<16))
+	if resp.StatusCode < 200 || resp.StatusCode >= 400 {
+		return fmt.Errorf("status %d", resp.StatusCode)
+	}
+	return nil
+}
+
+func askGRPC(ctx context.Context, p *v1alpha1.GRPCProbe, addr string) error {
+	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, a string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "tcp", a)
+		}))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	answer, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{Service: p.Service})
+	if err != nil {
+		return err
+	}
+	if answer.Status != healthpb.HealthCheckResponse_SERVING {
+		return fmt.Errorf("gRPC health %s", answer.Status)
+	}
+	return nil
+}
+
+// askPort asks a kubelet's port: who answers, the kernel or a process?
+func askPort(ctx context.Context, addr string) evidence.Answer {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		switch {
+		case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
+			return evidence.AnswerReset
+		case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.EHOSTDOWN):
+			return evidence.AnswerUnreachable
+		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
+			return evidence.AnswerNone
+		default:
+			return evidence.AnswerUnread // ENETUNREACH and the like: the question did not leave
+		}
+	}
+	defer conn.Close()
+	// Any TLS answer is a process speaking, also a refusal of our certificate; its name is not ours to check, and nothing is sent.
+	shake := tls.Client(conn, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // see above
+	if err := shake.HandshakeContext(ctx); err != nil {
+		var alert tls.AlertError
+		if errors.As(err, &alert) {
+			return evidence.AnswerSpoke
+		}
+		return evidence.AnswerAccepted
+	}
+	return evidence.AnswerSpoke
+}
+
+// tally counts successes and failures of one probe in a row, by the probe's own thresholds.
+type tally struct {
+	row     int32 // successes in a row if positive, failures if negative
+	verdict evidence.Serving
+}
+
+func (t *tally) count(ok bool, p v1alpha1.Probe) {
+	switch {
+	case ok && t.row > 0:
+		t.row++
+	case ok:
+		t.row = 1
+	case t.row < 0:
+		t.row--
+	default:
+		t.row = -1
+	}
+	if t.row >= max(1, p.SuccessThreshold) {
+		t.verdict = evidence.ServingYes
+	}
+	if -t.row >= max(1, p.FailureThreshold) {
+		t.verdict = evidence.ServingNo
+	}
+}
+
+func seconds(n int32) time.Duration { return time.Duration(n) * time.Second }
