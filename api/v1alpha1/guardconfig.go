@@ -72,6 +72,7 @@ type GuardConfig struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
+	// +kubebuilder:default={}
 	Spec   GuardConfigSpec   `json:"spec,omitempty,omitzero"`
 	Status GuardConfigStatus `json:"status,omitempty,omitzero"`
 }

@@ -1,0 +1,394 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package envtest_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"github.com/holdfast-dev/holdfast/test/envtest"
+)
+
+var cluster *envtest.Cluster
+
+func TestMain(m *testing.M) { os.Exit(envtest.Main(m, &cluster)) }
+
+// object is one document of YAML, with further fields set: "spec.mode=Off" puts the YAML value Off there, "-spec.mode"
+// removes the field, and list elements are numbered.
+func object(t *testing.T, document string, changes ...string) *unstructured.Unstructured {
+	t.Helper()
+	obj := &unstructured.Unstructured{}
+	if err := yaml.Unmarshal([]byte(document), &obj.Object); err != nil {
+		t.Fatal(err)
+	}
+	for _, change := range changes {
+		path, value, set := strings.Cut(change, "=")
+		var parsed any
+		if err := yaml.Unmarshal([]byte(value), &parsed); err != nil {
+			t.Fatal(err)
+		}
+		obj.Object = changed(t, obj.Object, strings.Split(strings.TrimPrefix(path, "-"), "."), parsed, set).(map[string]any)
+	}
+	return obj
+}
+
+func changed(t *testing.T, in any, path []string, value any, set bool) any {
+	t.Helper()
+	switch at := in.(type) {
+	case nil:
+		return changed(t, map[string]any{}, path, value, set)
+	case map[string]any:
+		switch {
+		case len(path) > 1:
+			at[path[0]] = changed(t, at[path[0]], path[1:], value, set)
+		case set:
+			at[path[0]] = value
+		default:
+			delete(at, path[0])
+		}
+		return at
+	case []any:
+		var i int
+		if _, err := fmt.Sscan(path[0], &i); err != nil || i >= len(at) || len(path) == 1 {
+			t.Fatalf("no element %s in a list of %d to change a field of", path[0], len(at))
+		}
+		at[i] = changed(t, at[i], path[1:], value, set)
+		return at
+	}
+	t.Fatalf("%v is below a %T", path, in)
+	return nil
+}
+
+const validApp = `
+apiVersion: guard.holdfast.dev/v1alpha1
+kind: GuardedStatefulApp
+metadata: {name: valid, namespace: default}
+spec:
+  workloadRef: {apiVersion: apps/v1, kind: StatefulSet, name: db}
+  health:
+    probes:
+    - {name: sql, tcpSocket: {port: sql}}
+`
+
+const validProfile = `
+apiVersion: guard.holdfast.dev/v1alpha1
+kind: FencingProfile
+metadata: {name: valid}
+spec:
+  nodeSelector: {matchLabels: {rack: a}}
+  levels:
+  - methods:
+    - name: bmc
+      ipmi:
+        credentialsSecretRef: {name: bmc}
+        hosts:
+        - {nodeName: node-1, address: 192.0.2.11}
+`
+
+const validIncident = `
+apiVersion: guard.holdfast.dev/v1alpha1
+kind: HostIncident
+metadata: {name: valid}
+spec: {nodeName: node-1, nodeUID: uid, bootID: boot-1, systemUUID: uuid, episode: 1}
+`
+
+const validConfig = `
+apiVersion: guard.holdfast.dev/v1alpha1
+kind: GuardConfig
+metadata: {name: cluster}
+`
+
+// refusals names what the API server must refuse to create, and words of the message.
+var refusals = []struct {
+	name    string
+	base    string
+	changes []string
+	says    string
+}{
+	{
+		"an app that guards nothing", validApp, []string{"-spec.workloadRef"},
+		"set exactly one of workloadRef and podSelector",
+	},
+	{
+		"an app that guards two things", validApp, []string{"spec.podSelector={matchLabels: {a: b}}"},
+		"set exactly one of workloadRef and podSelector",
+	},
+	{
+		"a name that is no label value", validApp, []string{"metadata.name=" + strings.Repeat("x", 64)},
+		"metadata.name must not be longer than 63 characters: guarded pods carry it as a label",
+	},
+	{
+		"a probe without handler", validApp, []string{"-spec.health.probes.0.tcpSocket"},
+		"a probe has exactly one of tcpSocket, httpGet and grpc",
+	},
+	{
+		"a probe with two handlers", validApp, []string{"spec.health.probes.0.grpc={port: 1}"},
+		"a probe has exactly one of tcpSocket, httpGet and grpc: remove the others",
+	},
+	{
+		"a probe that overlaps itself", validApp, []string{"spec.health.probes.0.periodSeconds=2", "spec.health.probes.0.timeoutSeconds=3"},
+		"timeoutSeconds must not be longer than periodSeconds: lower timeoutSeconds or raise periodSeconds",
+	},
+	{
+		"a loss confirmed before the second probe", validApp, []string{"spec.health.probes.0.periodSeconds=8"},
+		"onHostLoss.confirmAfterSeconds must be at least twice every health.probes[].periodSeconds: raise confirmAfterSeconds or lower periodSeconds",
+	},
+	{
+		"a recovery that ends before the loss is confirmed", validApp,
+		[]string{"spec.objectives.recoverWithinSeconds=15", "spec.health.startupSeconds=5"},
+		"objectives.recoverWithinSeconds must be longer than onHostLoss.confirmAfterSeconds: raise recoverWithinSeconds or lower confirmAfterSeconds",
+	},
+	{
+		"a recovery that is shorter than a start", validApp, []string{"spec.objectives.recoverWithinSeconds=60"},
+		"objectives.recoverWithinSeconds must not be shorter than health.startupSeconds: raise recoverWithinSeconds or lower startupSeconds",
+	},
+	{
+		"a mode that does not exist", validApp, []string{`spec.mode="Off"`},
+		`spec.mode: Unsupported value: "Off": supported values: "Enforce", "Shadow", "Paused"`,
+	},
+	{
+		"a workload that is not guarded", validApp, []string{"spec.workloadRef.kind=DaemonSet"},
+		`spec.workloadRef.kind: Unsupported value: "DaemonSet": supported values: "StatefulSet", "Deployment"`,
+	},
+	{
+		"an app without probes", validApp, []string{"spec.health.probes=[]"},
+		"spec.health.probes in body should have at least 1 items",
+	},
+	{
+		"two probes of one name", validApp,
+		[]string{"spec.health.probes=[{name: a, tcpSocket: {port: 1}}, {name: a, tcpSocket: {port: 2}}]"},
+		`spec.health.probes[1]: Duplicate value`,
+	},
+	{
+		"a method without driver", validProfile, []string{"-spec.levels.0.methods.0.ipmi"},
+		"a method names its driver: set ipmi",
+	},
+	{
+		"an attempt given up before its first answer", validProfile,
+		[]string{"spec.levels.0.methods.0.timeoutSeconds=30"},
+		"settleSeconds must not be shorter than timeoutSeconds: raise settleSeconds or lower timeoutSeconds",
+	},
+	{
+		"a host without credentials", validProfile, []string{"-spec.levels.0.methods.0.ipmi.credentialsSecretRef"},
+		"a host has no credentials: set credentialsSecretRef, or credentialsSecretRef in every one of hosts",
+	},
+	{
+		"two methods of one name in two levels", validProfile, []string{
+			`spec.levels=[{methods: [{name: bmc, ipmi: {credentialsSecretRef: {name: a}, hosts: [{nodeName: node-1, address: a}]}}]},
+				{methods: [{name: bmc, ipmi: {credentialsSecretRef: {name: a}, hosts: [{nodeName: node-1, address: b}]}}]}]`,
+		},
+		"levels[].methods[].name must be unique over all levels: rename one of the methods",
+	},
+	{
+		"two devices for one host in a method", validProfile,
+		[]string{"spec.levels.0.methods.0.ipmi.hosts=[{nodeName: node-1, address: a}, {nodeName: node-1, address: b}]"},
+		"ipmi.hosts[1]: Duplicate value",
+	},
+	{
+		"a method without hosts", validProfile, []string{"spec.levels.0.methods.0.ipmi.hosts=[]"},
+		"ipmi.hosts in body should have at least 1 items",
+	},
+	{
+		"a profile without levels", validProfile, []string{"spec.levels=[]"},
+		"spec.levels in body should have at least 1 items",
+	},
+	{
+		"a second GuardConfig", validConfig, []string{"metadata.name=other"},
+		"there is one GuardConfig and its name is cluster",
+	},
+	{
+		"a budget window of a second", validConfig, []string{"spec.fenceBudget.windowSeconds=1"},
+		"spec.fenceBudget.windowSeconds in body should be greater than or equal to 60",
+	},
+	{
+		"an incident whose name is no label value", validIncident, []string{"metadata.name=" + strings.Repeat("x", 64)},
+		"metadata.name must not be longer than 63 characters: held pods carry it as a label",
+	},
+	{
+		"an incident before the first", validIncident, []string{"spec.episode=0"},
+		"spec.episode in body should be greater than or equal to 1",
+	},
+}
+
+// immutables names updates that must be refused.
+var immutables = []struct {
+	name    string
+	base    string
+	changes []string
+	says    string
+}{
+	{
+		"another workload", validApp, []string{"spec.workloadRef.name=other"},
+		"workloadRef is immutable: delete this GuardedStatefulApp and create another",
+	},
+	{
+		"a selector in place of the workload", validApp, []string{"-spec.workloadRef", "spec.podSelector={matchLabels: {a: b}}"},
+		"podSelector is immutable: delete this GuardedStatefulApp and create another",
+	},
+	{
+		"another host", validIncident, []string{"spec.nodeName=node-2"},
+		"spec of a HostIncident is immutable: it names one host in one boot",
+	},
+	{
+		"another boot", validIncident, []string{"spec.bootID=boot-2"},
+		"spec of a HostIncident is immutable: it names one host in one boot",
+	},
+}
+
+func TestWhatIsRefused(t *testing.T) {
+	for _, test := range refusals {
+		t.Run(test.name, func(t *testing.T) {
+			err := cluster.Client.Create(t.Context(), object(t, test.base, test.changes...), client.DryRunAll)
+			if !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("create says %v\nwant a refusal that says %q", err, test.says)
+			}
+		})
+	}
+}
+
+func TestWhatCannotBeChanged(t *testing.T) {
+	for _, test := range immutables {
+		t.Run(test.name, func(t *testing.T) {
+			create(t, object(t, test.base))
+			update := object(t, test.base, test.changes...)
+			current := object(t, test.base)
+			if err := cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(current), current); err != nil {
+				t.Fatal(err)
+			}
+			update.SetResourceVersion(current.GetResourceVersion())
+			err := cluster.Client.Update(t.Context(), update)
+			if !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("update says %v\nwant a refusal that says %q", err, test.says)
+			}
+		})
+	}
+}
+
+func TestEveryRuleOfTheCRDsIsTested(t *testing.T) {
+	tested := map[string]bool{}
+	for _, test := range refusals {
+		tested[test.says] = true
+	}
+	for _, test := range immutables {
+		tested[test.says] = true
+	}
+	rules := 0
+	for _, crd := range crds(t) {
+		for _, rule := range rulesOf(*crd.Spec.Versions[0].Schema.OpenAPIV3Schema) {
+			rules++
+			if !tested[rule.Message] {
+				t.Errorf("%s: no test expects the message %q of the rule %s", crd.Name, rule.Message, rule.Rule)
+			}
+		}
+	}
+	if rules < 10 {
+		t.Errorf("found only %d rules in the CRDs: does this test still look in the right place?", rules)
+	}
+}
+
+func rulesOf(schema apiextensionsv1.JSONSchemaProps) []apiextensionsv1.ValidationRule {
+	rules := schema.XValidations
+	for _, property := range schema.Properties {
+		rules = append(rules, rulesOf(property)...)
+	}
+	if schema.Items != nil {
+		rules = append(rules, rulesOf(*schema.Items.Schema)...)
+	}
+	return rules
+}
+
+func crds(t *testing.T) []*apiextensionsv1.CustomResourceDefinition {
+	t.Helper()
+	var list []*apiextensionsv1.CustomResourceDefinition
+	for _, file := range files(t, "config/crd/bases") {
+		crd := &apiextensionsv1.CustomResourceDefinition{}
+		if err := yaml.UnmarshalStrict(read(t, file), crd); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		list = append(list, crd)
+	}
+	if len(list) != 4 {
+		t.Fatalf("%d CRDs in config/crd/bases, want 4", len(list))
+	}
+	return list
+}
+
+func TestTheSamplesAreAccepted(t *testing.T) {
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}
+	if err := cluster.Client.Create(t.Context(), namespace); client.IgnoreAlreadyExists(err) != nil {
+		t.Fatal(err)
+	}
+	kinds := map[string]bool{}
+	for _, file := range files(t, "config/samples") {
+		if filepath.Base(file) == "kustomization.yaml" {
+			continue
+		}
+		sample := object(t, string(read(t, file)))
+		kinds[sample.GetKind()] = true
+		// Strict: a field that the API does not know is an error and not dropped.
+		strict := client.WithFieldValidation(cluster.Client, metav1.FieldValidationStrict)
+		if err := strict.Create(t.Context(), sample, client.DryRunAll); err != nil {
+			t.Errorf("%s: %v", filepath.Base(file), err)
+		}
+	}
+	for _, kind := range []string{"GuardedStatefulApp", "FencingProfile", "HostIncident", "GuardConfig"} {
+		if !kinds[kind] {
+			t.Errorf("config/samples has no %s", kind)
+		}
+	}
+}
+
+// create creates the object and deletes it, finalizers or not, at the end of the test.
+func create(t *testing.T, obj client.Object) {
+	t.Helper()
+	if err := cluster.Client.Create(t.Context(), obj); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		patch := client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"finalizers":null}}`))
+		if err := cluster.Client.Patch(ctx, obj, patch); client.IgnoreNotFound(err) != nil {
+			t.Errorf("removing the finalizers of %s: %v", obj.GetName(), err)
+		}
+		if err := cluster.Client.Delete(ctx, obj); client.IgnoreNotFound(err) != nil {
+			t.Errorf("deleting %s: %v", obj.GetName(), err)
+		}
+	})
+}
+
+func files(t *testing.T, dir string) []string {
+	t.Helper()
+	root, err := envtest.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := filepath.Glob(filepath.Join(root, dir, "*.yaml"))
+	if err != nil || len(names) == 0 {
+		t.Fatalf("no YAML in %s (%v)", dir, err)
+	}
+	return names
+}
+
+func read(t *testing.T, file string) []byte {
+	t.Helper()
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
