@@ -118,7 +118,7 @@ func (t Tree) Make(name string) error {
 			parent := path
 			path = filepath.Join(path, part)
 			if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-				return fmt.Errorf("cgroup: %w", err)
+				return fmt.Errorf("make cgroup: %w", err)
 			}
 			if err := h.inherit(parent, path); err != nil {
 				return err
@@ -241,6 +241,13 @@ func (t Tree) Remove(ctx context.Context, name string) error {
 			return fmt.Errorf("cgroup %s cannot be removed: %w (processes %v)", name, err, t.Pids(name))
 		case <-ticker.C:
 		}
+	}
+}
+
+// RemoveEmpty removes one cgroup where it holds nothing, and leaves it where it does.
+func (t Tree) RemoveEmpty(name string) {
+	for _, h := range t.Hierarchies {
+		_ = unix.Rmdir(filepath.Join(h.Root, name)) // EBUSY when it is in use, ENOENT when it is gone
 	}
 }
 
