@@ -14,6 +14,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -142,12 +144,13 @@ type Receipt struct {
 type Driver interface {
 	// Describe says what an isolation by this driver proves and covers.
 	Describe() Description
-	// Observe reads power state and identity and changes nothing. An error means that nothing is known
-	// (the reading is then to be taken as PowerUnreadable).
+	// Observe reads power state and identity, in one session, and changes nothing. An error means that nothing is known; the
+	// reading says PowerUnreadable then.
 	Observe(ctx context.Context, t Target) (Reading, error)
 	// Isolate commands the host off, at once and hard, and returns when the device has taken the command. It is idempotent: it
 	// gives the command also when the device reads Off already. In the same session, before the command, it reads the
-	// identity and calls permit with it; if permit refuses, it returns that error and has commanded nothing.
+	// identity and calls permit with it, once; if permit refuses, it returns that error and has commanded nothing. Every
+	// error but ErrUnclear means that the command was not taken.
 	Isolate(ctx context.Context, t Target, permit func(identity string) error) (Receipt, error)
 	// Release lets the host run again: it commands power on. It is idempotent.
 	Release(ctx context.Context, t Target) (Receipt, error)
@@ -163,13 +166,14 @@ type Description struct {
 
 // Errors of drivers. Test with errors.Is; the caller's duty stands with each.
 var (
-	// ErrUnreachable: no connection; the command was not given. The attempt has failed.
+	// ErrUnreachable: no connection, or no answer that can be used; the command was not given. The attempt has failed.
 	ErrUnreachable = errors.New("device unreachable")
 	// ErrDenied: the device refused the credentials; the command was not given. The attempt has failed, and FencingReady is False until the Secret changes.
 	ErrDenied = errors.New("device refused the credentials")
 	// ErrUnsupported: the device cannot do this. The method must not be tried again for this host.
 	ErrUnsupported = errors.New("device does not support this")
-	// ErrUnclear: the command may or may not have been given (a time-out after sending). The attempt stays unsettled until an Observe settles it.
+	// ErrUnclear: the command may or may not have been taken (a time-out after sending, or an answer that leaves it open). The attempt
+	// stays unsettled until an Observe settles it.
 	ErrUnclear = errors.New("command may or may not have been taken")
 	// ErrInvalidTarget: the target cannot be used as configured; the message names the field.
 	ErrInvalidTarget = errors.New("invalid target")
@@ -192,9 +196,5 @@ func (r Registry) Get(name string) (Driver, error) {
 	if d, ok := r[name]; ok {
 		return d, nil
 	}
-	names := make([]string, 0, len(r))
-	for n := range r {
-		names = append(names, n)
-	}
-	return nil, fmt.Errorf("%w: no fencing driver %q in this build (there are %v)", ErrUnsupported, name, names)
+	return nil, fmt.Errorf("%w: no fencing driver %q in this build (there are %v)", ErrUnsupported, name, slices.Sorted(maps.Keys(r)))
 }

@@ -1,0 +1,231 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package ipmi
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfast-dev/holdfast/fencing"
+	"github.com/holdfast-dev/holdfast/fencing/conformance"
+)
+
+const (
+	machineA = "00112233445546678899aabbccddeeff"
+	machineB = "6f1f3a52d7c24c0e9d1bb0a1c2d3e4f5"
+	// patience is shorter than firstWait, so that a command is counted once.
+	patience = 900 * time.Millisecond
+)
+
+func TestConformance(t *testing.T) {
+	a, b := newSim(t, machineA), newSim(t, machineB)
+	conformance.Run(t, conformance.Rig{
+		Driver:   New(),
+		Hosts:    []conformance.Host{{Target: a.target(), Truth: a}, {Target: b.target(), Truth: b}},
+		Patience: patience,
+	})
+}
+
+// within is a context for an honest BMC on a busy machine.
+func within(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestIdentityInEveryByteOrderThatFirmwareSends(t *testing.T) {
+	s := newSim(t, machineA)
+	for order, guid := range map[string]string{
+		"SMBIOS, as nearly all do":     "33221100554467468899aabbccddeeff",
+		"as written, RFC 4122":         "00112233445546678899aabbccddeeff",
+		"all reversed, IPMI 2.0 §20.8": "ffeeddccbbaa99886746554433221100",
+	} {
+		want := s.honest()
+		want.guid = guid
+		s.restart(t, want)
+		r, err := New().Observe(within(t), s.target())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := fencing.SameMachine(r.Identity, machineA); err != nil {
+			t.Errorf("%s: %v", order, err)
+		}
+	}
+	s.restart(t, s.honest())
+	r, err := New().Observe(within(t), s.target())
+	if want := "00112233-4455-4667-8899-aabbccddeeff"; err != nil || r.Identity != want {
+		t.Errorf("identity in SMBIOS order is %q (%v), want it as people write it, %q", r.Identity, err, want)
+	}
+}
+
+func TestAnAccountThatTheDeviceDoesNotKnowIsDenied(t *testing.T) {
+	s := newSim(t, machineA)
+	target := s.target()
+	target.Credentials.Username = "stranger"
+	if _, err := New().Observe(within(t), target); !errors.Is(err, fencing.ErrDenied) {
+		t.Errorf("error %v, want %v", err, fencing.ErrDenied)
+	}
+}
+
+func TestACipherSuiteThatTheDeviceLacksIsNamed(t *testing.T) {
+	s := newSim(t, machineA)
+	target := s.target()
+	target.Options = map[string]string{OptionCipherSuite: "17"}
+	_, err := New().Observe(within(t), target)
+	if !errors.Is(err, fencing.ErrInvalidTarget) || !strings.Contains(err.Error(), OptionCipherSuite) {
+		t.Errorf("error %v, want %v with the word %s", err, fencing.ErrInvalidTarget, OptionCipherSuite)
+	}
+}
+
+func TestSessionsAreClosed(t *testing.T) {
+	s := newSim(t, machineA)
+	const more = 40 // than the 10 that the account may have open
+	for i := range more {
+		if _, err := New().Observe(within(t), s.target()); err != nil {
+			t.Fatalf("call %d: %v", i+1, err)
+		}
+	}
+	s.wire.back(drop)
+	for range more {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		_, _ = New().Observe(ctx, s.target())
+		cancel()
+	}
+	s.wire.back(nil)
+	for i := range more {
+		refused := errors.New("no")
+		if _, err := New().Isolate(within(t), s.target(), func(string) error { return refused }); !errors.Is(err, refused) {
+			t.Fatalf("call %d: %v", i+1, err)
+		}
+	}
+}
+
+func TestALostAnswerIsAskedForAgain(t *testing.T) {
+	s := newSim(t, machineA)
+	lost := map[byte]bool{}
+	s.wire.back(func(answer []byte) [][]byte {
+		// The first RAKP 2 and the first answer inside the session.
+		if kind := answer[5]; (kind == payloadRAKP2 || kind == sealed|payloadMessage) && !lost[kind] {
+			lost[kind] = true
+			return nil
+		}
+		return [][]byte{answer}
+	})
+	r, err := New().Observe(within(t), s.target())
+	if err != nil || r.Power != fencing.PowerOn {
+		t.Errorf("power %v (%v), want On", r.Power, err)
+	}
+	if len(lost) != 2 {
+		t.Errorf("lost %v, want two kinds", lost)
+	}
+}
+
+// A BMC's neighbour can send datagrams in its name. None of these may turn a reading of On into Off, or end the process.
+func TestForgedAnswersAreNotBelieved(t *testing.T) {
+	s := newSim(t, machineA)
+	// powerOff answers request number of Get Chassis Status with a power bit of 0.
+	powerOff := func(number byte) []byte {
+		m := []byte{addressConsole, 0x01 << 2}
+		m = append(m, checksum(m), addressBMC, number<<2, getChassisStatus.num, 0x00, 0x00, 0x00, 0x00)
+		return append(m, checksum(m[3:]))
+	}
+	var everyPlain [][]byte
+	for number := range byte(8) {
+		message := powerOff(number)
+		v15 := append([]byte{6, 0, 0xFF, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, byte(len(message))}, message...)
+		everyPlain = append(everyPlain, v15)
+	}
+	for name, forge := range map[string]func(answer []byte) [][]byte{
+		"clear text of IPMI 1.5": func([]byte) [][]byte { return everyPlain },
+		"clear text under the session's number": func(answer []byte) (forged [][]byte) {
+			for number := range byte(8) {
+				message := powerOff(number)
+				h := append(append([]byte(nil), answer[:14]...), byte(len(message)), 0)
+				h[5] = payloadMessage
+				forged = append(forged, append(h, message...))
+			}
+			return forged
+		},
+		"a broken code":    func(answer []byte) [][]byte { return [][]byte{flip(answer, len(answer)-1)} },
+		"a broken payload": func(answer []byte) [][]byte { return [][]byte{flip(answer, payloadAt+20)} },
+		"cut short": func(answer []byte) (forged [][]byte) {
+			for n := range answer {
+				forged = append(forged, answer[:n])
+			}
+			return forged
+		},
+	} {
+		s.wire.back(func(answer []byte) [][]byte {
+			if answer[5] == sealed|payloadMessage {
+				return forge(answer)
+			}
+			return [][]byte{answer}
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), patience/3)
+		r, err := New().Observe(ctx, s.target())
+		cancel()
+		if !errors.Is(err, fencing.ErrUnreachable) || r.Power != fencing.PowerUnreadable {
+			t.Errorf("%s: power %v (%v), want Unreadable and %v", name, r.Power, err, fencing.ErrUnreachable)
+		}
+		// The same before the honest answer.
+		s.wire.back(func(answer []byte) [][]byte {
+			if answer[5] == sealed|payloadMessage {
+				return append(forge(answer), answer)
+			}
+			return [][]byte{answer}
+		})
+		if r, err := New().Observe(within(t), s.target()); err != nil || r.Power != fencing.PowerOn {
+			t.Errorf("%s, then the honest answer: power %v (%v), want On", name, r.Power, err)
+		}
+	}
+}
+
+func flip(b []byte, at int) []byte {
+	b = append([]byte(nil), b...)
+	b[at] ^= 0x01
+	return b
+}
+
+func TestAnAnswerIsNotTakenForAnotherQuestion(t *testing.T) {
+	s := newSim(t, machineA)
+	var status []byte
+	sealedAnswers := 0
+	s.wire.back(func(answer []byte) [][]byte {
+		if answer[5] != sealed|payloadMessage {
+			return [][]byte{answer}
+		}
+		// Per session: privilege, GUID, status, and that of the command; the last is replaced by the third.
+		switch sealedAnswers++; sealedAnswers {
+		case 3:
+			status = answer
+		case 4:
+			return [][]byte{status}
+		}
+		return [][]byte{answer}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	_, err := New().Isolate(ctx, s.target(), func(string) error { return nil })
+	if !errors.Is(err, fencing.ErrUnclear) {
+		t.Errorf("with a replayed answer: error %v, want %v", err, fencing.ErrUnclear)
+	}
+	if sealedAnswers < 4 {
+		t.Errorf("only %d answers were sealed", sealedAnswers)
+	}
+}
+
+func TestThePermitComesRightBeforeTheCommand(t *testing.T) {
+	s := newSim(t, machineA)
+	ctx, cancel := context.WithCancel(within(t))
+	_, err := New().Isolate(ctx, s.target(), func(string) error { cancel(); return nil })
+	if !errors.Is(err, fencing.ErrUnreachable) {
+		t.Errorf("context ended in permit: error %v, want %v, for nothing was sent", err, fencing.ErrUnreachable)
+	}
+	if got := s.Commands(t); got != (conformance.Commands{}) {
+		t.Errorf("the device took %+v, want nothing", got)
+	}
+}
