@@ -26,6 +26,9 @@ type plug struct {
 	name      string
 	addresses []string
 	settings  map[string]string // below /proc/sys/net
+	// services says that kube-proxy runs here. The kernel routes a packet before kube-proxy's rules turn it to
+	// a pod, so it needs a route to Services, wherever that leads.
+	services bool
 }
 
 // plugs lists all namespaces but the fabric's.
@@ -38,7 +41,7 @@ func (l *Lab) plugs() []plug {
 	hosts := make([]plug, 0, len(l.state.Hosts))
 	for _, h := range l.state.Hosts {
 		bmcs.addresses = append(bmcs.addresses, bmcAddress(h.Number))
-		hosts = append(hosts, plug{name: h.Name, addresses: []string{hostAddress(h.Number)}, settings: map[string]string{
+		hosts = append(hosts, plug{name: h.Name, services: true, addresses: []string{hostAddress(h.Number)}, settings: map[string]string{
 			"ipv4/ip_forward": "1",
 			// Replies to a pod may leave by another link than its packets came in.
 			"ipv4/conf/all/rp_filter":     "0",
@@ -121,6 +124,7 @@ func (l *Lab) plugIn(fabric *netlink.Handle, bridge netlink.Link, p plug) error 
 	return setNetwork(l.NetNS(p.name), p.settings)
 }
 
+// address gives the namespace its addresses and its routes to pods and Services.
 func (l *Lab) address(handle *netlink.Handle, p plug) error {
 	for _, name := range []string{"lo", hostLink} {
 		link, err := handle.LinkByName(name)
@@ -130,26 +134,32 @@ func (l *Lab) address(handle *netlink.Handle, p plug) error {
 		if err := handle.LinkSetUp(link); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		if name == "lo" {
-			continue
-		}
-		for _, text := range p.addresses {
-			address := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(text), Mask: net.CIDRMask(fabricPrefix, 32)}}
-			if err := handle.AddrAdd(link, address); err != nil {
-				return fmt.Errorf("address %s: %w", text, err)
-			}
+	}
+	link, err := handle.LinkByName(hostLink)
+	if err != nil {
+		return err
+	}
+	for _, text := range p.addresses {
+		address := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(text), Mask: net.CIDRMask(fabricPrefix, 32)}}
+		if err := handle.AddrAdd(link, address); err != nil {
+			return fmt.Errorf("address %s: %w", text, err)
 		}
 	}
+	routes := map[string]netlink.Route{}
 	for _, h := range l.state.Hosts {
-		if h.Name == p.name {
-			continue
+		if h.Name != p.name {
+			routes[podSubnet(h.Number)] = netlink.Route{Gw: net.ParseIP(hostAddress(h.Number))}
 		}
-		_, subnet, err := net.ParseCIDR(podSubnet(h.Number))
-		if err != nil {
+	}
+	if p.services {
+		routes[serviceRange] = netlink.Route{LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK}
+	}
+	for text, route := range routes {
+		if _, route.Dst, err = net.ParseCIDR(text); err != nil {
 			return err
 		}
-		if err := handle.RouteAdd(&netlink.Route{Dst: subnet, Gw: net.ParseIP(hostAddress(h.Number))}); err != nil {
-			return fmt.Errorf("route to %s: %w", subnet, err)
+		if err := handle.RouteAdd(&route); err != nil {
+			return fmt.Errorf("route to %s: %w", text, err)
 		}
 	}
 	return nil
