@@ -150,3 +150,28 @@ func among(list []string, s string) bool {
 	}
 	return false
 }
+
+// API remembers when the API server last answered a live read of this observer.
+type API struct {
+	clock *Clock
+
+	mu   sync.Mutex
+	last evidence.Instant
+}
+
+// NewAPI returns a memory that begins as if the API had just answered.
+func NewAPI(c *Clock) *API { return &API{clock: c, last: c.Instant()} }
+
+// Answered notes an answer.
+func (a *API) Answered() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.last = a.clock.Instant()
+}
+
+// SilentFor is how long the API has not answered.
+func (a *API) SilentFor() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.clock.Instant().Sub(a.last)
+}

@@ -7,12 +7,11 @@ import (
 	"bufio"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/holdfast-dev/holdfast/test/lab/storage/stamp"
 )
 
 // flushEvery bounds the age of a line that a reader of a journal does not see yet.
@@ -28,25 +27,10 @@ const (
 	ResultError    Result = "error"    // the file system beneath refused
 )
 
-// Stamp is one moment on both clocks: nanoseconds of CLOCK_MONOTONIC and RFC 3339 with nanoseconds.
-type Stamp struct {
-	Mono int64  `json:"mono"`
-	Wall string `json:"wall"`
-}
-
-// Now reads both clocks.
-func Now() Stamp {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		panic(fmt.Sprintf("clock_gettime(CLOCK_MONOTONIC): %v", err)) // cannot fail on Linux
-	}
-	return Stamp{Mono: ts.Nano(), Wall: time.Now().UTC().Format(time.RFC3339Nano)}
-}
-
 // Write is one line of writes.jsonl: one attempt to change a volume. Lines of one volume stand in the
 // order in which the array decided on them.
 type Write struct {
-	Stamp
+	stamp.Stamp
 	Volume string `json:"volume"`
 	File   string `json:"file"`
 	Host   string `json:"host"`
@@ -62,7 +46,7 @@ type Write struct {
 
 // Event is one line of events.jsonl: a change of who may use a volume.
 type Event struct {
-	Stamp
+	stamp.Stamp
 	Event  string `json:"event"` // create, delete, attach, detach, mount, unmount
 	Volume string `json:"volume"`
 	Host   string `json:"host,omitempty"`

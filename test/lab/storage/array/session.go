@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/holdfast-dev/holdfast/test/lab/storage/stamp"
 	"github.com/holdfast-dev/holdfast/test/lab/storage/wire"
 )
 
@@ -63,7 +64,7 @@ func (s session) journaled(q *wire.Request, response wire.Response, result Resul
 		return response
 	}
 	line := Write{
-		Stamp: Now(), Volume: s.volume.record.Name, File: q.Path,
+		Stamp: stamp.Now(), Volume: s.volume.record.Name, File: q.Path,
 		Host: s.mount.host, Boot: s.mount.boot, Epoch: s.mount.epoch,
 		Offset: q.Offset, Length: int64(len(q.Data)), Fsync: q.Op == wire.OpFsync, Result: result, Op: op,
 	}

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/holdfast-dev/holdfast/test/lab/storage/stamp"
 	"github.com/holdfast-dev/holdfast/test/lab/storage/wire"
 )
 
@@ -120,7 +121,7 @@ func (v *volume) change(event string, edit func(*Record)) error {
 }
 
 func (v *volume) event(event string, who *Holder) error {
-	e := Event{Stamp: Now(), Event: event, Volume: v.record.Name, Epoch: v.record.Epoch}
+	e := Event{Stamp: stamp.Now(), Event: event, Volume: v.record.Name, Epoch: v.record.Epoch}
 	if who != nil {
 		e.Host, e.Boot = who.Host, who.Boot
 	}

@@ -173,17 +173,23 @@ type host struct {
 	csi                    csi.NodeClient
 }
 
-// startHost boots a host: boot is its boot ID. kubeletDir may hold the state of an earlier run.
+// startHost boots a host: boot is its boot ID. kubeletDir may hold the state of an earlier run. If h has a
+// process, the plugin joins that one's mount namespace.
 func startHost(t *testing.T, a *arrayProcess, h host) *host {
 	t.Helper()
 	bootFile := filepath.Join(t.TempDir(), "boot-id")
 	if err := os.WriteFile(bootFile, []byte(h.boot+"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(filepath.Join(programs, "lab-csi"), "node", "--class", string(h.class), "--array", a.address,
-		"--host", h.name, "--boot-id-file", bootFile, "--kubelet-dir", h.kubeletDir, "--io-timeout", "10s")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // Go makes it private, too
-	h.process = start(t, cmd)
+	args := []string{"node", "--class", string(h.class), "--array", a.address, "--host", h.name,
+		"--boot-id-file", bootFile, "--kubelet-dir", h.kubeletDir, "--io-timeout", "10s"}
+	if h.process != nil { // in the mount namespace of what runs there already
+		h.process = start(t, h.inside("lab-csi", args...))
+	} else {
+		cmd := exec.Command(filepath.Join(programs, "lab-csi"), args...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // Go makes it private, too
+		h.process = start(t, cmd)
+	}
 	conn, err := grpc.NewClient("unix://"+h.socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)

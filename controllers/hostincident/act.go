@@ -1,0 +1,401 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package hostincident
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	logf "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/controllers/guard"
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+	"github.com/holdfast-dev/holdfast/engine/plan"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
+	"github.com/holdfast-dev/holdfast/fencing"
+)
+
+const (
+	// annotationApproved on a HostIncident is a human's word that the host may be fenced; the value is the boot ID.
+	annotationApproved = "guard.holdfast.dev/approved"
+	outOfServiceValue  = "nodeshutdown"
+)
+
+// errSofter: the look before the step no longer asks for it. Nothing was done; the next round decides anew.
+var errSofter = errors.New("the plan changed before the step")
+
+// act carries out the plan's reversible steps, and then at most one that cannot be undone: journal, look again, decide again, act.
+func (r *Reconciler) act(ctx context.Context, w *world, found verdict.Found, todo plan.Plan) error {
+	for _, s := range todo.Steps {
+		if s.Kind.Irreversible() {
+			break // it comes last
+		}
+		if err := r.reversible(ctx, w, found, s); err != nil {
+			return fmt.Errorf("%s %s: %w", s.Kind, s.Target, err)
+		}
+	}
+	if len(todo.Steps) == 0 || !todo.Steps[len(todo.Steps)-1].Kind.Irreversible() {
+		return nil
+	}
+	step := todo.Steps[len(todo.Steps)-1]
+	if w.incident == nil {
+		return nil // opened in this round; the journal is read back first
+	}
+	if step.Kind == plan.Isolate {
+		return r.isolate(ctx, w, found, todo, step)
+	}
+	if err := r.journal(ctx, w, found, todo); err != nil {
+		return err
+	}
+	fresh, err := r.lookAgain(ctx, w, step, "")
+	if err != nil {
+		return err
+	}
+	if step.Kind == plan.TaintOutOfService {
+		return r.taint(ctx, fresh, func(taints []corev1.Taint) []corev1.Taint {
+			return withTaint(taints, corev1.Taint{Key: v1alpha1.TaintOutOfService, Value: outOfServiceValue, Effect: corev1.TaintEffectNoExecute})
+		})
+	}
+	return r.deletePod(ctx, w, fresh, step.Target)
+}
+
+// lookAgain gathers with fresh eyes and makes the plan again; a plan that does not end in the same step aborts (invariants I6, I9).
+func (r *Reconciler) lookAgain(ctx context.Context, w *world, step plan.Step, but string) (*world, error) {
+	fresh := r.gatherBut(ctx, w.seen.Host.Node, live, but)
+	if fresh.incident == nil || fresh.incident.Name != w.incident.Name {
+		return nil, fmt.Errorf("%w: the incident ended", errSofter)
+	}
+	again := plan.Make(verdict.Decide(fresh.seen, fresh.policy), fresh.seen, fresh.budget)
+	for _, s := range again.Steps {
+		if s.Kind == step.Kind && s.Target == step.Target {
+			return fresh, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: %s %s", errSofter, step.Kind, step.Target)
+}
+
+func (r *Reconciler) reversible(ctx context.Context, w *world, found verdict.Found, s plan.Step) error {
+	log := logf.FromContext(ctx).WithValues("step", s.Kind.String(), "target", s.Target)
+	if s.Kind != plan.Settle && s.Kind != plan.Advance {
+		log.Info("Taking a step", "because", s.Because)
+	}
+	switch s.Kind {
+	case plan.OpenIncident:
+		return r.open(ctx, w)
+	case plan.ArmHold:
+		return r.arm(ctx, w, s.Target)
+	case plan.DisarmHold:
+		return r.disarm(ctx, w, w.pods[s.Target])
+	case plan.KeepServing:
+		return r.serve(ctx, w.pods[s.Target], corev1.ConditionTrue, "HoldfastKeepsServing", s.Because)
+	case plan.StopServing:
+		return r.serve(ctx, w.pods[s.Target], corev1.ConditionFalse, "HoldfastStopsServing", s.Because)
+	case plan.Taint:
+		return r.taint(ctx, w, func(taints []corev1.Taint) []corev1.Taint {
+			return withTaint(taints, corev1.Taint{Key: v1alpha1.TaintFenced, Value: w.incident.Name, Effect: corev1.TaintEffectNoExecute})
+		})
+	case plan.SwapTaint:
+		return r.taint(ctx, w, func(taints []corev1.Taint) []corev1.Taint { return without(taints, v1alpha1.TaintOutOfService) })
+	case plan.Untaint:
+		return r.taint(ctx, w, func(taints []corev1.Taint) []corev1.Taint {
+			return without(without(taints, v1alpha1.TaintOutOfService), v1alpha1.TaintFenced)
+		})
+	case plan.Advance:
+		r.advance(w, v1alpha1.IncidentStep(s.Target))
+	case plan.Settle:
+		settleAttempt(w.incident, s, r.Clock.Now())
+	case plan.Distrust:
+		w.incident.Status.Distrusted = append(w.incident.Status.Distrusted, s.Target)
+	case plan.RecordProof:
+		r.recordProof(w, found)
+	case plan.Close:
+		r.advance(w, v1alpha1.StepClosed)
+	default:
+		return fmt.Errorf("no way to carry out %s", s.Kind)
+	}
+	return nil
+}
+
+// open creates the incident; creating it is the lock. Its name says node and boot, and a number where a boot fails twice.
+func (r *Reconciler) open(ctx context.Context, w *world) error {
+	var list v1alpha1.HostIncidentList
+	if err := r.Live.List(ctx, &list); err != nil {
+		return err
+	}
+	episode := int32(1)
+	for i := range list.Items {
+		h := &list.Items[i]
+		if h.Spec.NodeName != w.seen.Host.Node {
+			continue
+		}
+		if !over(h) {
+			w.incident = h
+			return nil
+		}
+		if h.Spec.BootID == w.seen.Host.BootID {
+			episode = max(episode, h.Spec.Episode+1)
+		}
+	}
+	h := &v1alpha1.HostIncident{ObjectMeta: metav1.ObjectMeta{Name: incidentName(w.seen.Host, episode)},
+		Spec: v1alpha1.HostIncidentSpec{NodeName: w.seen.Host.Node, NodeUID: w.seen.Host.NodeUID, BootID: w.seen.Host.BootID,
+			SystemUUID: w.seen.Host.SystemUUID, Episode: episode}}
+	if err := r.Client.Create(ctx, h); err != nil {
+		return err // also AlreadyExists: somebody else holds the lock, and the next round reads it
+	}
+	w.incident = h
+	r.event(w, "Warning", "IncidentOpened", "incident %s opened for host %s", h.Name, h.Spec.NodeName)
+	return nil
+}
+
+// incidentName is the node's name, cut to fit a label value, and a hash of the boot ID.
+func incidentName(h evidence.Host, episode int32) string {
+	sum := sha256.Sum256([]byte(h.Node + "\n" + h.BootID))
+	node := h.Node
+	if len(node) > 40 {
+		node = node[:40]
+	}
+	return fmt.Sprintf("%s-%s-%d", node, hex.EncodeToString(sum[:4]), episode)
+}
+
+// arm puts label and finalizer on a pod and its name into the namespace's list, which the eviction policy reads.
+func (r *Reconciler) arm(ctx context.Context, w *world, uid string) error {
+	p := w.pods[uid]
+	if err := r.list(ctx, p.Namespace, func(held map[string]string) { held[p.Name] = w.incident.Name }); err != nil {
+		return err
+	}
+	base := p.DeepCopy()
+	if p.Labels == nil {
+		p.Labels = map[string]string{}
+	}
+	p.Labels[v1alpha1.LabelHold] = w.incident.Name
+	controllerutil.AddFinalizer(p, v1alpha1.FinalizerHold)
+	if err := r.Client.Patch(ctx, p, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
+		return err
+	}
+	r.event(w, "Warning", "Held", "pod %s/%s is held on host %s", p.Namespace, p.Name, w.seen.Host.Node)
+	return nil
+}
+
+// disarm takes them away; a pod that is gone needs only its name taken off the list.
+func (r *Reconciler) disarm(ctx context.Context, w *world, p *corev1.Pod) error {
+	base := p.DeepCopy()
+	delete(p.Labels, v1alpha1.LabelHold)
+	controllerutil.RemoveFinalizer(p, v1alpha1.FinalizerHold)
+	if err := r.Client.Patch(ctx, p, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
+		return err
+	}
+	return r.unlist(ctx, w, p)
+}
+
+func (r *Reconciler) unlist(ctx context.Context, w *world, p *corev1.Pod) error {
+	return r.list(ctx, p.Namespace, func(held map[string]string) {
+		if held[p.Name] == w.incident.Name {
+			delete(held, p.Name)
+		}
+	})
+}
+
+// list changes the list of held pods of a namespace, under the namespace's own lock.
+func (r *Reconciler) list(ctx context.Context, namespace string, change func(map[string]string)) error {
+	var ns corev1.Namespace
+	if err := r.Live.Get(ctx, types.NamespacedName{Name: namespace}, &ns); err != nil {
+		return err
+	}
+	base := ns.DeepCopy()
+	held := guard.Split(ns.Annotations[v1alpha1.AnnotationHeld])
+	change(held)
+	if guard.Join(held) == ns.Annotations[v1alpha1.AnnotationHeld] {
+		return nil
+	}
+	if ns.Annotations == nil {
+		ns.Annotations = map[string]string{}
+	}
+	ns.Annotations[v1alpha1.AnnotationHeld] = guard.Join(held)
+	if len(held) == 0 {
+		delete(ns.Annotations, v1alpha1.AnnotationHeld)
+	}
+	return r.Client.Patch(ctx, &ns, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
+}
+
+// serve patches what the kubelet cannot say. A kubelet that lives corrects it within its own period.
+func (r *Reconciler) serve(ctx context.Context, p *corev1.Pod, status corev1.ConditionStatus, reason, message string) error {
+	base := p.DeepCopy()
+	now := metav1.Time{Time: r.Clock.Now()}
+	for _, kind := range []corev1.PodConditionType{corev1.ContainersReady, corev1.PodReady} {
+		setPodCondition(p, corev1.PodCondition{Type: kind, Status: status, Reason: reason, Message: message, LastTransitionTime: now})
+	}
+	// The lock keeps the patch from meeting another pod of the same name.
+	return r.Client.Status().Patch(ctx, p, client.StrategicMergeFrom(base, client.MergeFromWithOptimisticLock{}))
+}
+
+func setPodCondition(p *corev1.Pod, c corev1.PodCondition) {
+	for i := range p.Status.Conditions {
+		if p.Status.Conditions[i].Type == c.Type {
+			p.Status.Conditions[i] = c
+			return
+		}
+	}
+	p.Status.Conditions = append(p.Status.Conditions, c)
+}
+
+// taint changes the Node's taints as they were read in this round; a change in between is a conflict, and the next round looks again.
+func (r *Reconciler) taint(ctx context.Context, w *world, change func([]corev1.Taint) []corev1.Taint) error {
+	if w.node == nil {
+		return errors.New("the Node was not read")
+	}
+	base := w.node.DeepCopy()
+	w.node.Spec.Taints = change(append([]corev1.Taint(nil), w.node.Spec.Taints...))
+	return r.Client.Patch(ctx, w.node, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
+}
+
+func withTaint(taints []corev1.Taint, t corev1.Taint) []corev1.Taint {
+	return append(without(taints, t.Key), t)
+}
+
+func without(taints []corev1.Taint, key string) []corev1.Taint {
+	var out []corev1.Taint
+	for _, t := range taints {
+		if t.Key != key {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// advance moves the journal to a step and closes the clock of the one before.
+func (r *Reconciler) advance(w *world, to v1alpha1.IncidentStep) {
+	r.phases.turn(w.incident, to, r.Clock)
+	w.incident.Status.Step = to
+	kind := "Normal"
+	if to == v1alpha1.StepFencing || to == v1alpha1.StepConfirmed {
+		kind = "Warning"
+	}
+	r.event(w, kind, string(to), "host %s: incident %s is %s", w.seen.Host.Node, w.incident.Name, to)
+}
+
+func settleAttempt(h *v1alpha1.HostIncident, s plan.Step, now time.Time) {
+	for i := range h.Status.Attempts {
+		if a := &h.Status.Attempts[i]; a.ID == s.Target {
+			a.State, a.SettledAt = v1alpha1.AttemptState(s.As), &metav1.Time{Time: now}
+			a.Message += "; " + s.Because
+		}
+	}
+}
+
+func (r *Reconciler) recordProof(w *world, found verdict.Found) {
+	for _, d := range w.devices {
+		if d.Method != found.Proof.Method {
+			continue
+		}
+		covers := d.Driver.Describe().Coverage.Drivers
+		if d.Driver.Describe().Coverage.Host {
+			covers = []string{"Host"}
+		}
+		w.incident.Status.Proof = &v1alpha1.Proof{Strength: v1alpha1.ProofStrength(found.Proof.Strength.String()), Method: d.Method, Covers: covers,
+			BootID: w.incident.Spec.BootID, Identity: fencing.Normalise(d.SystemUUID), AttemptID: found.Proof.Attempt, EstablishedAt: metav1.Time{Time: r.Clock.Now()}}
+		r.event(w, "Warning", "ProofEstablished", "host %s is lost: %s was commanded Off and reads Off", w.seen.Host.Node, d.Method)
+	}
+}
+
+// isolate gives one Off command: journal it, look again, decide again, command, journal the answer (invariants I2, I6, I9).
+func (r *Reconciler) isolate(ctx context.Context, w *world, found verdict.Found, todo plan.Plan, step plan.Step) error {
+	a := v1alpha1.Attempt{ID: fmt.Sprintf("off-%d", len(w.incident.Status.Attempts)+1), Method: step.Target, Level: int32(step.Level), //nolint:gosec // small
+		State: v1alpha1.AttemptIntended, IntendedAt: metav1.Time{Time: r.Clock.Now()}, By: r.Self, PowerBefore: powerOf(w, step.Target)}
+	w.incident.Status.Attempts = append(w.incident.Status.Attempts, a)
+	r.advance(w, v1alpha1.StepFencing)
+	if err := r.journal(ctx, w, found, todo); err != nil {
+		return err
+	}
+	fresh, err := r.lookAgain(ctx, w, step, a.ID)
+	if err != nil {
+		return errors.Join(err, r.answer(ctx, w, a.ID, v1alpha1.AttemptFailed, "withdrawn before the call: "+err.Error()))
+	}
+	for _, d := range fresh.devices {
+		if d.Method == step.Target && d.Err == nil {
+			state, words := r.command(ctx, fresh, d)
+			return r.answer(ctx, w, a.ID, state, words)
+		}
+	}
+	return r.answer(ctx, w, a.ID, v1alpha1.AttemptFailed, "withdrawn before the call: the method is not configured any more")
+}
+
+func powerOf(w *world, method string) string {
+	for _, p := range w.seen.Power {
+		if p.Method == method {
+			return p.State.String()
+		}
+	}
+	return evidence.PowerUnread.String()
+}
+
+// command calls the driver, within the deadline that no other leader can be inside of.
+func (r *Reconciler) command(ctx context.Context, w *world, d guard.Device) (v1alpha1.AttemptState, string) {
+	call, done := context.WithTimeout(ctx, r.CallDeadline)
+	defer done()
+	logf.FromContext(ctx).Info("Commanding Off", "method", d.Method, "host", w.seen.Host.Node, "boot", w.seen.Host.BootID)
+	receipt, err := d.Driver.Isolate(call, d.Target, func(identity string) error { return fencing.SameMachine(identity, d.SystemUUID) })
+	switch {
+	case err == nil:
+		return v1alpha1.AttemptAccepted, fmt.Sprintf("taken in %s; %s", receipt.Took.Round(time.Millisecond), receipt.Detail)
+	case errors.Is(err, fencing.ErrUnclear):
+		return v1alpha1.AttemptUnclear, err.Error()
+	default:
+		return v1alpha1.AttemptFailed, err.Error()
+	}
+}
+
+// answer journals what the device said. The journal may have moved on in lookAgain's reading only in its resource version; a conflict leaves
+// the attempt Intended, and later readings settle it.
+func (r *Reconciler) answer(ctx context.Context, w *world, id string, state v1alpha1.AttemptState, words string) error {
+	for i := range w.incident.Status.Attempts {
+		if a := &w.incident.Status.Attempts[i]; a.ID == id {
+			a.State, a.Message, a.AnsweredAt = state, words, &metav1.Time{Time: r.Clock.Now()}
+		}
+	}
+	r.event(w, "Warning", "Isolate", "host %s: Off command %s is %s", w.seen.Host.Node, id, state)
+	return nil // record writes it
+}
+
+// deletePod removes one pod object after proof: by UID and resource version, with grace 0, and with the finalizer of the hold taken off.
+func (r *Reconciler) deletePod(ctx context.Context, w, fresh *world, uid string) error {
+	p, ok := fresh.pods[uid]
+	if !ok {
+		return nil // gone already
+	}
+	zero := int64(0)
+	err := r.Client.Delete(ctx, p, &client.DeleteOptions{GracePeriodSeconds: &zero, Preconditions: &metav1.Preconditions{UID: &p.UID, ResourceVersion: &p.ResourceVersion}})
+	if client.IgnoreNotFound(err) != nil {
+		return err
+	}
+	var left corev1.Pod
+	switch err := r.Live.Get(ctx, client.ObjectKeyFromObject(p), &left); {
+	case apierrors.IsNotFound(err):
+	case err != nil:
+		return err
+	case left.UID == p.UID:
+		base := left.DeepCopy()
+		controllerutil.RemoveFinalizer(&left, v1alpha1.FinalizerHold)
+		if err := r.Client.Patch(ctx, &left, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
+			return err
+		}
+	}
+	for i := range w.incident.Status.Pods {
+		if w.incident.Status.Pods[i].UID == uid {
+			w.incident.Status.Pods[i].ReleasedAt = &metav1.Time{Time: r.Clock.Now()}
+		}
+	}
+	r.event(w, "Warning", "Released", "pod %s/%s was released from host %s after proof", p.Namespace, p.Name, w.seen.Host.Node)
+	return r.unlist(ctx, w, p)
+}

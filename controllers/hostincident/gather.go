@@ -1,0 +1,510 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package hostincident
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	logf "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/controllers/guard"
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+	"github.com/holdfast-dev/holdfast/engine/plan"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
+	"github.com/holdfast-dev/holdfast/fencing"
+)
+
+// depth is how a host is looked at.
+type depth uint8
+
+const (
+	// fromCache costs no request; it is enough to see that nothing is wrong.
+	fromCache depth = iota
+	// live reads everything that decides from the API server and from the devices.
+	live
+)
+
+// world is a snapshot with the objects behind it, for whoever acts.
+type world struct {
+	seen     evidence.Snapshot
+	policy   verdict.Policy
+	budget   plan.Budget
+	address  string
+	node     *corev1.Node
+	incident *v1alpha1.HostIncident
+	pods     map[string]*corev1.Pod // writers on the host, and probed pods, by UID
+	apps     []guard.App
+	profile  *v1alpha1.FencingProfile
+	devices  []guard.Device
+	ignore   string // an attempt in hand, which the look before the call leaves out
+}
+
+// readTimeout bounds one live read; an API server that needs longer counts as silent.
+const readTimeout = 2 * time.Second
+
+// gather looks at everything. It never fails: what cannot be read is Unread.
+func (r *Reconciler) gather(ctx context.Context, host string, how depth) *world {
+	return r.gatherBut(ctx, host, how, "")
+}
+
+// gatherBut leaves out one attempt, which the caller has just journalled and not yet made.
+func (r *Reconciler) gatherBut(ctx context.Context, host string, how depth, attempt string) *world {
+	w := &world{pods: map[string]*corev1.Pod{}, ignore: attempt}
+	w.seen.Host.Node = host
+	from := r.reader(how)
+
+	r.gatherIncident(ctx, w, from)
+	r.gatherNode(ctx, w, from, how)
+	r.gatherLease(ctx, w, from, how)
+	apps := r.gatherApps(ctx, w)
+	r.gatherWriters(ctx, w, from, apps)
+	r.gatherAttachments(ctx, w, from)
+	r.gatherPolicy(ctx, w)
+	w.seen.Port = r.Board.Port(host)
+	r.gatherCluster(ctx, w)
+	if how == live && w.incident != nil {
+		r.gatherPower(ctx, w) // last, so that a reading of Off is later than every reading of the Node (invariant I3)
+	}
+	w.seen.At = r.Clock.Instant()
+	return w
+}
+
+func (r *Reconciler) reader(how depth) client.Reader {
+	if how == live {
+		return r.Live
+	}
+	return r.Client
+}
+
+// read does one read, bounded, and tells the API's memory whether it was answered.
+func (r *Reconciler) read(ctx context.Context, do func(context.Context) error) (answered bool, err error) {
+	call, done := context.WithTimeout(ctx, readTimeout)
+	defer done()
+	err = do(call)
+	var status apierrors.APIStatus
+	answered = err == nil || (errors.As(err, &status) && !apierrors.IsServerTimeout(err) && !apierrors.IsInternalError(err) && !apierrors.IsServiceUnavailable(err) && !apierrors.IsTooManyRequests(err))
+	return answered, err
+}
+
+func (r *Reconciler) gatherIncident(ctx context.Context, w *world, from client.Reader) {
+	var list v1alpha1.HostIncidentList
+	if err := r.Client.List(ctx, &list, client.MatchingFields{guard.IndexIncidentNode: w.seen.Host.Node}); err != nil {
+		logf.FromContext(ctx).Error(err, "incidents cannot be listed")
+		return
+	}
+	for i := range list.Items {
+		if over(&list.Items[i]) {
+			continue
+		}
+		w.incident = &list.Items[i]
+		break
+	}
+	if w.incident == nil || from == client.Reader(r.Client) {
+		return
+	}
+	var fresh v1alpha1.HostIncident
+	answered, err := r.read(ctx, func(c context.Context) error {
+		return r.Live.Get(c, types.NamespacedName{Name: w.incident.Name}, &fresh)
+	})
+	switch {
+	case err == nil && over(&fresh):
+		w.incident = nil
+	case err == nil:
+		w.incident = &fresh
+	case answered && apierrors.IsNotFound(err):
+		w.incident = nil
+	}
+}
+
+func over(h *v1alpha1.HostIncident) bool {
+	return h.Status.Step == v1alpha1.StepClosed || h.Status.Step == v1alpha1.StepRetired
+}
+
+func (r *Reconciler) gatherNode(ctx context.Context, w *world, from client.Reader, how depth) {
+	var node corev1.Node
+	asked := r.Clock.Instant()
+	answered, err := r.read(ctx, func(c context.Context) error { return from.Get(c, types.NamespacedName{Name: w.seen.Host.Node}, &node) })
+	if how == live && answered {
+		r.API.Answered()
+	}
+	n := evidence.Node{Read: answered, At: asked}
+	if answered && apierrors.IsNotFound(err) {
+		n.Missing = true
+	}
+	if err == nil {
+		w.node = &node
+		w.address = internalIP(&node)
+		r.Leases.SeeNode(&node, asked, how == live)
+		describe(&n, &node)
+		n.Spoke, n.SpokeNotBefore = r.Leases.Spoke(node.Name)
+		w.seen.Host.NodeUID, w.seen.Host.BootID, w.seen.Host.SystemUUID = n.UID, n.BootID, n.SystemUUID
+	} else if err != nil && !n.Missing {
+		n.Read = false
+	}
+	if w.incident != nil {
+		s := w.incident.Spec
+		w.seen.Host.NodeUID, w.seen.Host.BootID, w.seen.Host.SystemUUID = s.NodeUID, s.BootID, s.SystemUUID
+	}
+	w.seen.Node = n
+}
+
+func describe(n *evidence.Node, node *corev1.Node) {
+	n.UID, n.BootID, n.SystemUUID = string(node.UID), node.Status.NodeInfo.BootID, node.Status.NodeInfo.SystemUUID
+	for _, c := range node.Status.Conditions {
+		if c.Type != corev1.NodeReady {
+			continue
+		}
+		n.ReadyReason = c.Reason
+		n.Ready = map[corev1.ConditionStatus]evidence.Ready{corev1.ConditionTrue: evidence.ReadyTrue, corev1.ConditionFalse: evidence.ReadyFalse, corev1.ConditionUnknown: evidence.ReadyUnknown}[c.Status]
+		n.RuntimeDown = c.Status == corev1.ConditionFalse && strings.Contains(c.Message, "container runtime")
+	}
+	for _, t := range node.Spec.Taints {
+		n.Fenced = n.Fenced || (t.Key == v1alpha1.TaintFenced && t.Effect == corev1.TaintEffectNoExecute)
+		n.OutOfService = n.OutOfService || (t.Key == v1alpha1.TaintOutOfService && t.Value == outOfServiceValue)
+	}
+}
+
+func internalIP(node *corev1.Node) string {
+	for _, a := range node.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP {
+			return a.Address
+		}
+	}
+	return ""
+}
+
+// gatherLease reads the lease of the host; when looked at live, those of all hosts, because the contrast to the others is evidence too.
+func (r *Reconciler) gatherLease(ctx context.Context, w *world, from client.Reader, how depth) {
+	asked := r.Clock.Instant()
+	read, missing := true, true
+	var list coordinationv1.LeaseList
+	_, err := r.read(ctx, func(c context.Context) error {
+		return from.List(c, &list, client.InNamespace(corev1.NamespaceNodeLease))
+	})
+	if err != nil {
+		read = false
+	}
+	for i := range list.Items {
+		r.Leases.SeeLease(&list.Items[i], asked, how == live)
+		missing = missing && list.Items[i].Name != w.seen.Host.Node
+	}
+	w.seen.Lease = r.Leases.Lease(w.seen.Host.Node, read, read && missing)
+}
+
+// gatherApps returns all guarded apps.
+func (r *Reconciler) gatherApps(ctx context.Context, w *world) []guard.App {
+	apps, err := guard.Apps(ctx, r.Client)
+	if err != nil {
+		logf.FromContext(ctx).Error(err, "guarded apps cannot be listed")
+	}
+	return apps
+}
+
+// gatherWriters finds the pods on the host that name a guarded claim, whoever owns them (invariant I10).
+func (r *Reconciler) gatherWriters(ctx context.Context, w *world, from client.Reader, apps []guard.App) {
+	guarded := map[string]*guard.App{} // "namespace/claim"
+	for i := range apps {
+		for claim := range apps[i].Claims {
+			guarded[apps[i].Namespace+"/"+claim] = &apps[i]
+		}
+	}
+	var pods corev1.PodList
+	if _, err := r.read(ctx, func(c context.Context) error {
+		return from.List(c, &pods, client.MatchingFields{guard.IndexPodNode: w.seen.Host.Node})
+	}); err != nil {
+		w.seen.Node.Read = false // without the pods of the host nothing may be decided about it
+		return
+	}
+	concerned := map[string]guard.App{}
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		for _, claim := range guard.ClaimsOf(p) {
+			app, ok := guarded[p.Namespace+"/"+claim]
+			if !ok {
+				continue
+			}
+			concerned[app.Key()] = *app
+			r.writer(ctx, w, p, app)
+			break
+		}
+	}
+	r.gatherSuccessors(w, apps, concerned)
+	for _, app := range concerned {
+		w.apps = append(w.apps, app)
+	}
+}
+
+func (r *Reconciler) writer(ctx context.Context, w *world, p *corev1.Pod, app *guard.App) {
+	uid := string(p.UID)
+	w.pods[uid] = p
+	w.seen.Writers = append(w.seen.Writers, evidence.Writer{
+		App: app.Key(), Namespace: p.Namespace, Name: p.Name, UID: uid, Volumes: guard.Volumes(ctx, r.Client, p),
+		Held:        p.Labels[v1alpha1.LabelHold] != "" && has(p.Finalizers, v1alpha1.FinalizerHold),
+		Terminating: p.DeletionTimestamp != nil,
+		Finished:    p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
+	})
+	a, ok := r.Board.App(uid)
+	if !ok {
+		return
+	}
+	a.Exclusive = r.exclusive(ctx, p)
+	a.EndpointReady = ready(p)
+	w.seen.Apps = append(w.seen.Apps, a)
+}
+
+// exclusive reports whether no other pod object has the pod's address. If that cannot be told, it is not.
+func (r *Reconciler) exclusive(ctx context.Context, p *corev1.Pod) bool {
+	if p.Status.PodIP == "" {
+		return false
+	}
+	var list corev1.PodList
+	if err := r.Client.List(ctx, &list, client.MatchingFields{guard.IndexPodIP: p.Status.PodIP}); err != nil {
+		return false
+	}
+	for _, other := range list.Items {
+		if other.UID != p.UID && other.Status.Phase != corev1.PodSucceeded && other.Status.Phase != corev1.PodFailed {
+			return false
+		}
+	}
+	return true
+}
+
+func ready(p *corev1.Pod) bool {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// gatherSuccessors finds the pods that took the place of those in the journal. A place is named "namespace/app/pod".
+func (r *Reconciler) gatherSuccessors(w *world, apps []guard.App, concerned map[string]guard.App) {
+	if w.incident == nil {
+		return
+	}
+	lost := map[string]string{}
+	for _, p := range w.incident.Status.Pods {
+		lost[p.Namespace+"/"+p.App+"/"+p.Name] = p.UID
+	}
+	for _, app := range apps {
+		for i := range app.Pods {
+			p := &app.Pods[i]
+			place := app.Key() + "/" + p.Name
+			uid, was := lost[place]
+			if !was || uid == string(p.UID) || p.Spec.NodeName == "" || p.Spec.NodeName == w.seen.Host.Node {
+				continue
+			}
+			concerned[app.Key()] = app
+			a, _ := r.Board.App(string(p.UID))
+			w.seen.Successors = append(w.seen.Successors, evidence.Successor{App: place, Pod: p.Namespace + "/" + p.Name, Host: p.Spec.NodeName, Serving: a.Serving})
+		}
+	}
+	for _, p := range w.incident.Status.Pods {
+		for _, app := range apps {
+			if app.Key() == p.Namespace+"/"+p.App {
+				concerned[app.Key()] = app
+			}
+		}
+	}
+}
+
+func (r *Reconciler) gatherAttachments(ctx context.Context, w *world, from client.Reader) {
+	if w.incident == nil {
+		return
+	}
+	volumes := map[string]bool{}
+	for _, app := range w.apps {
+		for claim := range app.Claims {
+			if pv, err := guard.VolumeOf(ctx, r.Client, app.Namespace, claim); err == nil {
+				volumes[pv.Name] = true
+			}
+		}
+	}
+	var list storagev1.VolumeAttachmentList
+	if _, err := r.read(ctx, func(c context.Context) error { return from.List(c, &list) }); err != nil {
+		w.seen.Node.Read = false
+		return
+	}
+	for _, a := range list.Items {
+		if a.Spec.NodeName == w.seen.Host.Node && a.Spec.Source.PersistentVolumeName != nil && volumes[*a.Spec.Source.PersistentVolumeName] {
+			w.seen.Attachments = append(w.seen.Attachments, evidence.Attachment{Name: a.Name, Volume: *a.Spec.Source.PersistentVolumeName, Attached: a.Status.Attached})
+		}
+	}
+}
+
+// gatherPolicy reads what apps, profile and cluster ask for, the budget, and the journal.
+func (r *Reconciler) gatherPolicy(ctx context.Context, w *world) {
+	var config v1alpha1.GuardConfig
+	_ = r.Client.Get(ctx, types.NamespacedName{Name: v1alpha1.GuardConfigName}, &config) // absent: defaults
+	if w.node != nil {
+		if p, err := r.Devices.Profile(ctx, w.node); err == nil {
+			w.profile = p
+		}
+	}
+	w.policy = guard.PolicyFor(w.apps, w.profile, config.Spec)
+	w.budget = r.gatherBudget(ctx, config.Spec.FenceBudget)
+	if w.incident != nil {
+		w.seen.Journal = r.gatherJournal(w)
+	}
+}
+
+// gatherBudget counts the Off commands of the sliding window that changed state or may have. Times in the future count as well.
+func (r *Reconciler) gatherBudget(ctx context.Context, b v1alpha1.FenceBudget) plan.Budget {
+	if b.WindowSeconds == 0 {
+		b = v1alpha1.FenceBudget{Count: 2, WindowSeconds: 3600}
+	}
+	out := plan.Budget{Max: int(b.Count)}
+	var list v1alpha1.HostIncidentList
+	if err := r.Client.List(ctx, &list); err != nil {
+		return plan.Budget{} // nothing left: what cannot be counted is not spent
+	}
+	begin := r.Clock.Now().Add(-time.Duration(b.WindowSeconds) * time.Second)
+	for _, h := range list.Items {
+		for _, a := range h.Status.Attempts {
+			if a.State != v1alpha1.AttemptFailed && a.PowerBefore != evidence.PowerOff.String() && a.IntendedAt.After(begin) {
+				out.Used++
+			}
+		}
+	}
+	return out
+}
+
+func (r *Reconciler) gatherJournal(w *world) evidence.Journal {
+	s := w.incident.Status
+	j := evidence.Journal{Name: w.incident.Name, Step: evidence.Step(s.Step), ProofRecorded: s.Proof != nil, Distrusted: s.Distrusted,
+		Approved: w.incident.Annotations[annotationApproved] == w.incident.Spec.BootID && w.incident.Spec.BootID != ""}
+	if j.Step == evidence.StepNone {
+		j.Step = evidence.StepSuspected
+	}
+	for _, a := range s.Attempts {
+		if a.ID == w.ignore {
+			continue
+		}
+		known := r.Powers.Since(w.incident.Name + "/" + a.ID + "/" + string(a.State))
+		own := a.By == r.Self
+		j.Attempts = append(j.Attempts, evidence.Attempt{ID: a.ID, Method: a.Method, Level: int(a.Level), State: evidence.AttemptState(a.State),
+			Own: own, CallOver: own || known > 2*r.CallDeadline, Overdue: known > r.settle(w, a.Method)})
+	}
+	for _, p := range s.Pods {
+		j.Pods++
+		if p.ReleasedAt != nil {
+			j.Released++
+		}
+		j.Apps = append(j.Apps, p.Namespace+"/"+p.App+"/"+p.Name)
+	}
+	return j
+}
+
+// settle is how long an accepted Off may take by the profile.
+func (r *Reconciler) settle(w *world, method string) time.Duration {
+	if w.profile != nil {
+		for _, l := range w.profile.Spec.Levels {
+			for _, m := range l.Methods {
+				if m.Name == method && m.SettleSeconds > 0 {
+					return time.Duration(m.SettleSeconds) * time.Second
+				}
+			}
+		}
+	}
+	return 20 * time.Second
+}
+
+func (r *Reconciler) gatherCluster(ctx context.Context, w *world) {
+	c := evidence.Cluster{APISilent: r.API.SilentFor(), Observing: time.Duration(r.Clock.Instant())}
+	var nodes corev1.NodeList
+	if err := r.Client.List(ctx, &nodes); err == nil {
+		names := make([]string, 0, len(nodes.Items))
+		for _, n := range nodes.Items {
+			names = append(names, n.Name)
+		}
+		c.Hosts = len(names)
+		c.StaleHosts, c.HasOther, c.OtherNotBefore = r.Leases.Late(names, w.policy.Late, w.seen.Host.Node, r.OwnHost)
+	}
+	w.seen.Cluster = c
+}
+
+// deviceRest is how long a device that did not answer is left alone.
+const deviceRest = 3 * time.Second
+
+// gatherPower reads every device of the host, at once.
+func (r *Reconciler) gatherPower(ctx context.Context, w *world) {
+	if w.profile == nil {
+		return
+	}
+	w.devices = r.Devices.For(ctx, w.profile, w.seen.Host.Node, w.seen.Host.SystemUUID)
+	readings := make([]evidence.Power, len(w.devices))
+	var wg sync.WaitGroup
+	for i, d := range w.devices {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			readings[i] = r.readDevice(ctx, w.seen.Host, d)
+		}()
+	}
+	wg.Wait()
+	w.seen.Power = readings
+}
+
+func (r *Reconciler) readDevice(ctx context.Context, h evidence.Host, d guard.Device) evidence.Power {
+	out := evidence.Power{Method: d.Method, Level: int(d.Level), At: r.Clock.Instant()}
+	if d.Err != nil {
+		out.Why = d.Err.Error()
+		return out
+	}
+	what := d.Driver.Describe()
+	out.CoversHost, out.CoversDrivers = what.Coverage.Host, what.Coverage.Drivers
+	if what.Strength == fencing.StrengthPowerOff {
+		out.Strength = evidence.StrengthPowerOff
+	}
+	key := h.Node + "/" + h.BootID + "/" + d.Method
+	if why, resting := r.Powers.Resting(key); resting {
+		out.Why = why
+		return out
+	}
+	call, done := context.WithTimeout(ctx, min(d.Timeout, r.CallDeadline))
+	defer done()
+	reading, err := d.Driver.Observe(call, d.Target)
+	if err != nil {
+		out.Why = err.Error()
+		r.Powers.Rest(key, out.Why, deviceRest)
+		return out
+	}
+	out.State = map[fencing.Power]evidence.PowerState{fencing.PowerOn: evidence.PowerOn, fencing.PowerOff: evidence.PowerOff, fencing.PowerGone: evidence.PowerGone}[reading.Power]
+	out.Why = reading.Detail
+	out.Identity = identity(reading.Identity, d.SystemUUID)
+	out.OffSince = r.Powers.See(key, out.State, out.At)
+	return out
+}
+
+func identity(device, node string) evidence.Identity {
+	switch {
+	case device == "":
+		return evidence.IdentityUnchecked
+	case fencing.SameMachine(device, node) != nil:
+		return evidence.IdentityDiffers
+	default:
+		return evidence.IdentityMatches
+	}
+}
+
+func has(list []string, s string) bool {
+	for _, x := range list {
+		if x == s {
+			return true
+		}
+	}
+	return false
+}

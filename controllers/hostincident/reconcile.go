@@ -1,0 +1,76 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package hostincident watches the hosts that carry guarded pods and brings each one's trouble to its end: gather, decide, plan, act, record.
+package hostincident
+
+import (
+	"context"
+	"time"
+
+	"k8s.io/client-go/tools/events"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/holdfast-dev/holdfast/controllers/guard"
+	"github.com/holdfast-dev/holdfast/controllers/sight"
+	"github.com/holdfast-dev/holdfast/engine/plan"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
+)
+
+// Reconciler brings hosts' trouble to its end. Requests are names of Nodes.
+type Reconciler struct {
+	// Client reads from the cache and writes; Live reads from the API server.
+	Client client.Client
+	Live   client.Reader
+	Events events.EventRecorder
+
+	Clock   *sight.Clock
+	Leases  *sight.Leases
+	Powers  *sight.Powers
+	Board   *sight.Board
+	API     *sight.API
+	Devices *guard.Devices
+
+	// Self names this process, for the journal: a pod's name and a mark of this life of it.
+	Self string
+	// OwnHost is the Node that this process runs on: its lease says nothing about the way to other hosts.
+	OwnHost string
+	// CallDeadline bounds every driver call; it is shorter than the time in which another leader can take over (invariant I6).
+	CallDeadline time.Duration
+
+	phases phaseTimes
+}
+
+// Reconcile looks at one host.
+func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	w := r.gather(ctx, req.Name, fromCache)
+	if found := verdict.Decide(w.seen, w.policy); !w.concerns(found) {
+		r.Board.UnwatchPort(req.Name)
+		return r.again(w, plan.Make(found, w.seen, w.budget)), nil
+	}
+	r.Board.WatchPort(req.Name, w.address)
+
+	w = r.gather(ctx, req.Name, live)
+	found := verdict.Decide(w.seen, w.policy)
+	todo := plan.Make(found, w.seen, w.budget)
+	err := r.act(ctx, w, found, todo)
+	return r.record(ctx, w, found, todo, err)
+}
+
+// concerns reports whether there is anything to do about the host: trouble on a host that carries writers, or an incident that is open.
+func (w *world) concerns(found verdict.Found) bool {
+	if w.incident != nil {
+		return true
+	}
+	return len(w.seen.Writers) > 0 && found.Class != verdict.Healthy
+}
+
+// again says when to look at the host next. A kubelet renews at a quarter of its lease: looking more seldom would see it late.
+func (r *Reconciler) again(w *world, todo plan.Plan) ctrl.Result {
+	next := todo.Next
+	if len(w.seen.Writers) > 0 || w.incident != nil {
+		next = min(next, w.seen.Lease.Duration/4)
+	}
+	return ctrl.Result{RequeueAfter: max(next, 50*time.Millisecond)}
+}

@@ -1,0 +1,197 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package hostincident
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+	logf "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/controllers/sight"
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+	"github.com/holdfast-dev/holdfast/engine/plan"
+	"github.com/holdfast-dev/holdfast/engine/report"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
+)
+
+// statusEvery bounds how often an unchanged status is written again, only to show that somebody still looks.
+const statusEvery = 30 * time.Second
+
+// record writes the journal and says when to look again. A conflict means that somebody else has written: look at once.
+func (r *Reconciler) record(ctx context.Context, w *world, found verdict.Found, todo plan.Plan, acted error) (ctrl.Result, error) {
+	err := r.journal(ctx, w, found, todo)
+	result := r.again(w, todo)
+	switch all := errors.Join(acted, err); {
+	case all == nil:
+	case errors.Is(all, errSofter), apierrors.IsConflict(all), apierrors.IsAlreadyExists(all):
+		logf.FromContext(ctx).Info("Looking again", "because", all.Error())
+	case apierrors.IsForbidden(all), apierrors.IsInvalid(all):
+		return ctrl.Result{}, all // a mistake of ours or of the installation: back off, and say so
+	default:
+		// Trouble on the way to the API or the device is what this controller lives with; it must not slow down the next look.
+		logf.FromContext(ctx).Error(all, "A step failed; looking again")
+	}
+	return result, nil
+}
+
+// journal writes the incident's status under its optimistic lock, if anything that matters changed.
+func (r *Reconciler) journal(ctx context.Context, w *world, found verdict.Found, todo plan.Plan) error {
+	h := w.incident
+	if h == nil {
+		return nil
+	}
+	before := h.Status.DeepCopy()
+	if h.Status.Step == "" {
+		r.advance(w, v1alpha1.StepSuspected)
+	}
+	r.notePods(w)
+	report.Incident(&h.Status, w.seen, found, todo, r.Clock.Wall)
+	h.Status.ObservedBy = r.Self
+	written, known := r.phases.wrote(h.Name)
+	if known && alike(written, &h.Status) && r.Clock.Since(h.Status.LastObserved.Time) < statusEvery {
+		h.Status = *before
+		return nil
+	}
+	h.Status.LastObserved = &metav1.Time{Time: r.Clock.Now()}
+	if err := r.Client.Status().Update(ctx, h); err != nil {
+		return err
+	}
+	r.phases.write(h.Name, h.Status.DeepCopy())
+	return nil
+}
+
+// notePods keeps the journal's list of the pods that were on the host.
+func (r *Reconciler) notePods(w *world) {
+	known := map[string]bool{}
+	for _, p := range w.incident.Status.Pods {
+		known[p.UID] = true
+	}
+	for _, wr := range w.seen.Writers {
+		if known[wr.UID] || !w.seen.SameBoot() {
+			continue
+		}
+		_, app, _ := cut(wr.App)
+		w.incident.Status.Pods = append(w.incident.Status.Pods, v1alpha1.IncidentPod{Namespace: wr.Namespace, Name: wr.Name, UID: wr.UID, App: app})
+	}
+}
+
+func cut(key string) (namespace, name string, ok bool) {
+	for i := range key {
+		if key[i] == '/' {
+			return key[:i], key[i+1:], true
+		}
+	}
+	return "", key, false
+}
+
+// alike compares what matters: ages and dates of evidence move all the time.
+func alike(a, b *v1alpha1.HostIncidentStatus) bool {
+	strip := func(s *v1alpha1.HostIncidentStatus) *v1alpha1.HostIncidentStatus {
+		c := s.DeepCopy()
+		c.Evidence, c.LastObserved, c.Next, c.Doing = nil, nil, "", ""
+		for i := range c.Findings {
+			c.Findings[i].Because = ""
+		}
+		for i := range c.Conditions {
+			c.Conditions[i].Message = ""
+		}
+		return c
+	}
+	return reflect.DeepEqual(strip(a), strip(b))
+}
+
+// phaseTimes measures phases on the monotonic clock, and remembers the status last written. It is lost with the process: a phase that
+// was begun by another leader is then told by the stored times.
+type phaseTimes struct {
+	mu     sync.Mutex
+	begun  map[string]evidence.Instant
+	status map[string]*v1alpha1.HostIncidentStatus
+}
+
+func (p *phaseTimes) wrote(name string) (*v1alpha1.HostIncidentStatus, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s, ok := p.status[name]
+	return s, ok
+}
+
+func (p *phaseTimes) write(name string, s *v1alpha1.HostIncidentStatus) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.status == nil {
+		p.status = map[string]*v1alpha1.HostIncidentStatus{}
+	}
+	p.status[name] = s
+}
+
+// turn ends the running phase and begins the next.
+func (p *phaseTimes) turn(h *v1alpha1.HostIncident, to v1alpha1.IncidentStep, clock *sight.Clock) {
+	if h.Status.Step == to {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.begun == nil {
+		p.begun = map[string]evidence.Instant{}
+	}
+	now, wall := clock.Instant(), clock.Now()
+	for i := range h.Status.Phases {
+		ph := &h.Status.Phases[i]
+		if ph.DurationMillis >= 0 {
+			continue
+		}
+		if t, ok := p.begun[h.Name+"/"+ph.Name]; ok {
+			ph.DurationMillis = now.Sub(t).Milliseconds()
+		} else {
+			ph.DurationMillis = max(0, wall.Sub(ph.StartedAt.Time).Milliseconds())
+		}
+	}
+	if to == v1alpha1.StepClosed || to == v1alpha1.StepRetired {
+		return
+	}
+	name := string(to)
+	for n := 2; hasPhase(h, name); n++ {
+		name = string(to) + "-" + string(rune('0'+n%10))
+		if n > 9 {
+			return // a host that flaps tells its first phases
+		}
+	}
+	p.begun[h.Name+"/"+name] = now
+	h.Status.Phases = append(h.Status.Phases, v1alpha1.Phase{Name: name, StartedAt: metav1.Time{Time: wall}, DurationMillis: -1})
+}
+
+func hasPhase(h *v1alpha1.HostIncident, name string) bool {
+	for _, p := range h.Status.Phases {
+		if p.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// event tells the incident, the node and the apps.
+func (r *Reconciler) event(w *world, kind, reason, format string, args ...any) {
+	if r.Events == nil {
+		return
+	}
+	r.Events.Eventf(w.incident, nil, kind, reason, reason, format, args...)
+	if w.node != nil {
+		r.Events.Eventf(w.node, w.incident, kind, reason, reason, format, args...)
+	}
+	for _, app := range w.apps {
+		var g v1alpha1.GuardedStatefulApp
+		if err := r.Client.Get(context.Background(), types.NamespacedName{Namespace: app.Namespace, Name: app.Name}, &g); err == nil {
+			r.Events.Eventf(&g, w.incident, kind, reason, reason, format, args...)
+		}
+	}
+}

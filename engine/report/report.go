@@ -1,0 +1,203 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package report projects what was seen, found and planned onto the status that people read. It is one-way: nothing decides by a condition.
+package report
+
+import (
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+	"github.com/holdfast-dev/holdfast/engine/plan"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
+)
+
+// Wall turns an instant of the observer into the time of day.
+type Wall func(evidence.Instant) time.Time
+
+// Incident writes what was found and planned into an incident's status. The journal proper (step, attempts, proof, pods, phases) is written by
+// whoever acted; it is only read here.
+func Incident(status *v1alpha1.HostIncidentStatus, seen evidence.Snapshot, found verdict.Found, todo plan.Plan, wall Wall) {
+	if name := found.Class.String(); status.Verdict != name {
+		status.Verdict = name
+		status.Since = &metav1.Time{Time: wall(seen.At)}
+	}
+	status.Findings = nil
+	for _, f := range found.Findings {
+		status.Findings = append(status.Findings, v1alpha1.RuleFinding{Rule: f.Rule, Says: f.Says.String(), Because: f.Because})
+	}
+	status.Evidence = Evidence(seen, wall)
+	status.Doing, status.Next = doing(todo), nextWords(found, todo)
+	status.Apps = int32(len(distinct(status.Pods))) //nolint:gosec // bounded by pods on one host
+	status.ProofSummary = proofSummary(status, found)
+	conditions(status, found, todo, wall(seen.At))
+}
+
+func distinct(pods []v1alpha1.IncidentPod) map[string]bool {
+	apps := map[string]bool{}
+	for _, p := range pods {
+		apps[p.Namespace+"/"+p.App] = true
+	}
+	return apps
+}
+
+func doing(todo plan.Plan) string {
+	if len(todo.Steps) == 0 {
+		return "watching"
+	}
+	last := todo.Steps[len(todo.Steps)-1]
+	return fmt.Sprintf("%s: %s", last.Kind, last.Because)
+}
+
+func nextWords(found verdict.Found, todo plan.Plan) string {
+	if todo.Blocked != "" {
+		return todo.Blocked
+	}
+	for i := len(todo.Refusals) - 1; i >= 0; i-- {
+		if r := todo.Refusals[i]; r.What != "Reschedule" {
+			return fmt.Sprintf("%s waits: %s", r.What, r.By)
+		}
+	}
+	return Exits(found.Class)
+}
+
+// Exits says in words what ends a verdict; docs/spec/exits.md has the whole table.
+func Exits(c verdict.Class) string {
+	switch c {
+	case verdict.Healthy:
+		return "nothing to wait for"
+	case verdict.AppDown:
+		return "the application's probes pass again"
+	case verdict.KubeletDown:
+		return "the kubelet comes back, or the application stops serving, or every sign of life ends"
+	case verdict.Hung:
+		return "the host answers again, or it is fenced"
+	case verdict.RuntimeDown:
+		return "the kubelet says Ready again"
+	case verdict.Isolated:
+		return "the path heals, or the host is fenced"
+	case verdict.Silent:
+		return "a sign of life, or proof of isolation"
+	case verdict.Lost:
+		return "successors serve; then the host returns with a new boot, or is retired"
+	case verdict.Blind:
+		return "the observer's own view heals"
+	default:
+		return "the missing sources answer"
+	}
+}
+
+func proofSummary(status *v1alpha1.HostIncidentStatus, found verdict.Found) string {
+	switch {
+	case found.Refuted:
+		return "refuted"
+	case status.Proof != nil:
+		return fmt.Sprintf("%s by %s", status.Proof.Strength, status.Proof.Method)
+	case len(found.ReadsOff) > 0:
+		return "reads Off"
+	default:
+		return "none"
+	}
+}
+
+func conditions(status *v1alpha1.HostIncidentStatus, found verdict.Found, todo plan.Plan, at time.Time) {
+	set := func(kind string, yes bool, reasons [2]string, message string) {
+		c := metav1.Condition{Type: kind, Status: metav1.ConditionFalse, Reason: reasons[1], Message: message, LastTransitionTime: metav1.Time{Time: at}}
+		if yes {
+			c.Status, c.Reason = metav1.ConditionTrue, reasons[0]
+		}
+		Set(&status.Conditions, c)
+	}
+	first := ""
+	if len(found.Findings) > 0 {
+		first = found.Findings[0].Because
+	}
+	set(v1alpha1.ConditionProofEstablished, status.Proof != nil, [2]string{v1alpha1.ReasonVerifiedOff, v1alpha1.ReasonNotEstablished}, first)
+	released, all := 0, len(status.Pods)
+	for _, p := range status.Pods {
+		if p.ReleasedAt != nil {
+			released++
+		}
+	}
+	set(v1alpha1.ConditionReleased, status.Proof != nil && all > 0 && released == all,
+		[2]string{v1alpha1.ReasonPodsReleased, v1alpha1.ReasonNotReleased}, fmt.Sprintf("%d of %d pods released", released, all))
+	recovered := status.Step == v1alpha1.StepResolved || (status.Proof != nil && status.Step == v1alpha1.StepClosed)
+	set(v1alpha1.ConditionRecovered, recovered, [2]string{v1alpha1.ReasonApplicationsUp, v1alpha1.ReasonNotRecovered}, "step "+string(status.Step))
+	set(v1alpha1.ConditionReturnCleared, status.Step == v1alpha1.StepClosed, [2]string{v1alpha1.ReasonNewBoot, v1alpha1.ReasonNotReturned}, "step "+string(status.Step))
+	set(v1alpha1.ConditionBlocked, todo.Blocked != "" || todo.ApprovalRequired || todo.BudgetExhausted,
+		[2]string{blockedReason(todo), v1alpha1.ReasonNotBlocked}, todo.Blocked)
+	set(v1alpha1.ConditionProofRefuted, found.Refuted, [2]string{v1alpha1.ReasonLifeAfterOff, v1alpha1.ReasonNotRefuted}, "")
+}
+
+func blockedReason(todo plan.Plan) string {
+	switch {
+	case todo.ApprovalRequired:
+		return v1alpha1.ReasonAwaitingApproval
+	case todo.BudgetExhausted:
+		return v1alpha1.ReasonBudgetSpent
+	default:
+		return v1alpha1.ReasonNoMethod
+	}
+}
+
+// Set puts a condition into a list, keeping the time of the last change when the status is the same.
+func Set(list *[]metav1.Condition, c metav1.Condition) {
+	if c.Message == "" {
+		c.Message = c.Reason
+	}
+	for i := range *list {
+		old := &(*list)[i]
+		if old.Type != c.Type {
+			continue
+		}
+		if old.Status == c.Status {
+			c.LastTransitionTime = old.LastTransitionTime
+		}
+		*old = c
+		return
+	}
+	*list = append(*list, c)
+}
+
+// Evidence puts every reading into words with its date.
+func Evidence(s evidence.Snapshot, wall Wall) []v1alpha1.EvidenceRecord {
+	var out []v1alpha1.EvidenceRecord
+	add := func(source, reading string, rank evidence.Rank, at evidence.Instant) {
+		out = append(out, v1alpha1.EvidenceRecord{Source: source, Reading: reading, Rank: rank.String(), ObservedAt: metav1.Time{Time: wall(at)}})
+	}
+	switch {
+	case !s.Node.Read:
+		add("Node", "unread", evidence.RankNone, s.At)
+	case s.Node.Missing:
+		add("Node", "missing", evidence.RankNone, s.Node.At)
+	default:
+		add("Node", fmt.Sprintf("Ready=%s (%s), boot %s", s.Node.Ready, s.Node.ReadyReason, s.Node.BootID), evidence.RankNone, s.Node.At)
+	}
+	if s.Lease.Read {
+		since := s.Lease.At - evidence.Instant(s.Lease.Age)
+		add("Lease", "last seen to move", evidence.RankUserspace, since)
+	}
+	if s.Port.Answer != evidence.AnswerUnread {
+		add("KubeletPort", s.Port.Answer.String(), s.Port.Answer.Rank(), s.Port.Asked)
+	}
+	for _, a := range s.Apps {
+		rank, at, words := evidence.RankNone, s.At, "has never answered"
+		if a.HasAnswer {
+			rank, at, words = evidence.RankWriter, a.LastAnswer, "last answered"
+		}
+		add("Application "+a.Pod, fmt.Sprintf("serving %s, %s", a.Serving, words), rank, at)
+	}
+	for _, p := range s.Power {
+		words := p.State.String()
+		if p.Why != "" {
+			words += ": " + p.Why
+		}
+		add("Power "+p.Method, fmt.Sprintf("%s, identity %s", words, p.Identity), evidence.RankNone, p.At)
+	}
+	add("Cluster", fmt.Sprintf("%d of %d hosts late", s.Cluster.StaleHosts, s.Cluster.Hosts), evidence.RankNone, s.At)
+	return out
+}
