@@ -254,9 +254,10 @@ func TestRequestsToAPod(t *testing.T) {
 
 func TestRequestsSkipStagesAndFollowImpersonation(t *testing.T) {
 	l := newLab(t)
-	started := strings.Replace(audited(100, "w", "watch", pod, ok), "ResponseComplete", "ResponseStarted", 1)
+	l.append("events/faults.jsonl", fault.Record{Stamp: at(0)})
+	begun := strings.Replace(audited(100, "w", "watch", pod, ok), "ResponseComplete", "ResponseStarted", 1)
 	panicked := strings.Replace(audited(200, "p", "patch", pod, `,"responseStatus":{"code":500}`), "ResponseComplete", "Panic", 1)
-	l.append("audit/kube-apiserver-1.log", started, panicked,
+	l.append("audit/kube-apiserver-1.log", begun, panicked,
 		audited(300, "admin", "patch", pod, ok+`,"impersonatedUser":{"username":"kubelet"},"annotations":{"k":"v"}`))
 	got, err := Requests(l.dir, Query{})
 	if err != nil || len(got) != 2 || got[0].User != "p" || got[0].Code != 500 || got[1].User != "kubelet" || got[1].Annotations["k"] != "v" {
