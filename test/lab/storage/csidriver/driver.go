@@ -27,6 +27,9 @@ import (
 
 const version = "0.1.0"
 
+// maxSocketPath is what fits into sockaddr_un.sun_path with its closing zero.
+const maxSocketPath = 107
+
 // Name returns the name of the driver for a class: the class followed by ".lab.holdfast.dev".
 func Name(class array.Class) string { return string(class) + ".lab.holdfast.dev" }
 
@@ -100,6 +103,9 @@ func grpcError(err error) error {
 
 // listenUnix listens on path and removes the socket of a process that is gone.
 func listenUnix(path string) (net.Listener, error) {
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("socket %s: %d bytes, but Linux takes %d: use a directory with a shorter path", path, len(path), maxSocketPath)
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}

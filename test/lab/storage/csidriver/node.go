@@ -39,8 +39,11 @@ type NodeConfig struct {
 	IOTimeout  time.Duration // see arrayclient.Config
 }
 
-// pluginDir is where the driver keeps its socket and its records.
-func (c NodeConfig) pluginDir() string { return filepath.Join(c.KubeletDir, "plugins", Name(c.Class)) }
+// pluginDir is where the driver keeps its socket and its records. It and the names of the sockets are short
+// because a socket's path must fit into 107 bytes.
+func (c NodeConfig) pluginDir() string {
+	return filepath.Join(c.KubeletDir, "plugins", string(c.Class))
+}
 
 // Node is the CSI Node service of one class on one host. It mounts a volume anew for every target path;
 // the mounts of one host share one epoch.

@@ -37,20 +37,19 @@ func (r *registration) NotifyRegistrationStatus(_ context.Context, s *registerap
 	return &registerapi.RegistrationStatusResponse{}, nil
 }
 
-// Serve answers the kubelet until ctx is done: CSI on KubeletDir/plugins/DRIVER/csi.sock, registration on
-// KubeletDir/plugins_registry/DRIVER-reg.sock. It also makes the host known to the array.
+// Serve answers the kubelet until ctx is done: CSI on KubeletDir/plugins/CLASS/csi.sock, registration on
+// KubeletDir/plugins_registry/CLASS-reg.sock. It also makes the host known to the array.
 // The mounts stay when it ends: a dead mount fails, whereas an empty directory in its place would take
 // writes that belong to the volume.
 func (n *Node) Serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	name := Name(n.config.Class)
 	endpoint := filepath.Join(n.config.pluginDir(), "csi.sock")
 	csiSocket, err := listenUnix(endpoint)
 	if err != nil {
 		return err
 	}
-	registrationSocket, err := listenUnix(filepath.Join(n.config.KubeletDir, "plugins_registry", name+"-reg.sock"))
+	registrationSocket, err := listenUnix(filepath.Join(n.config.KubeletDir, "plugins_registry", string(n.config.Class)+"-reg.sock"))
 	if err != nil {
 		return err
 	}
@@ -65,7 +64,7 @@ func (n *Node) Serve(ctx context.Context) error {
 	}()
 	go func() {
 		ended <- serve(ctx, registrationSocket, func(s *grpc.Server) {
-			registerapi.RegisterRegistrationServer(s, &registration{name: name, endpoint: endpoint})
+			registerapi.RegisterRegistrationServer(s, &registration{name: Name(n.config.Class), endpoint: endpoint})
 		})
 	}()
 	err = <-ended

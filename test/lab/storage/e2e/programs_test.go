@@ -20,6 +20,7 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/holdfast-dev/holdfast/test/lab/storage/array"
@@ -131,6 +132,21 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// shortDir is t.TempDir with a path short enough for sockets in it.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "lab-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 // arrayProcess is a running lab-array.
 type arrayProcess struct {
 	*process
@@ -190,7 +206,8 @@ func startHost(t *testing.T, a *arrayProcess, h host) *host {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // Go makes it private, too
 		h.process = start(t, cmd)
 	}
-	conn, err := grpc.NewClient("unix://"+h.socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+h.socket(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1, MaxDelay: 10 * time.Millisecond}}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +221,7 @@ func startHost(t *testing.T, a *arrayProcess, h host) *host {
 }
 
 func (h *host) socket() string {
-	return filepath.Join(h.kubeletDir, "plugins", string(h.class)+".lab.holdfast.dev", "csi.sock")
+	return filepath.Join(h.kubeletDir, "plugins", string(h.class), "csi.sock")
 }
 
 func (h *host) target(volume string) string {
