@@ -1,0 +1,88 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package admission
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// Number is raised with every change of the policies. A manager never replaces policies of a higher number.
+const Number = 1
+
+// AnnotationVersion on each policy and binding names the version that it is of.
+const AnnotationVersion = prefix + "policy-version"
+
+// Version names one state of the policies: a number that orders and a hash of the content that tells two states of
+// one number apart. The zero value is older than every real version.
+type Version struct {
+	Number int
+	Hash   string
+}
+
+// Current is the version of the policies in this package. It does not depend on the identity.
+var Current = sync.OnceValue(func() Version {
+	content, err := json.Marshal(build(Identity{}, ""))
+	if err != nil {
+		panic(fmt.Sprintf("admission: policies of this package cannot be encoded: %v", err))
+	}
+	sum := sha256.Sum256(content)
+	return Version{Number: Number, Hash: hex.EncodeToString(sum[:6])}
+})
+
+// String is "number-hash", as in the annotation.
+func (v Version) String() string { return strconv.Itoa(v.Number) + "-" + v.Hash }
+
+// ParseVersion reads what String writes. Anything else is the zero value.
+func ParseVersion(s string) Version {
+	number, hash, ok := strings.Cut(s, "-")
+	n, err := strconv.Atoi(number)
+	if !ok || err != nil || n < 0 {
+		return Version{}
+	}
+	return Version{Number: n, Hash: hash}
+}
+
+// Objects are the policies and their bindings for a Holdfast of the given identity, each policy before its binding.
+// The last two need MutatingAdmissionPolicy.
+func Objects(id Identity) []client.Object {
+	version := Current().String()
+	objects := build(id, version)
+	for _, o := range objects {
+		o.SetAnnotations(map[string]string{AnnotationVersion: version})
+		o.SetLabels(map[string]string{"app.kubernetes.io/name": "holdfast", "app.kubernetes.io/component": "admission"})
+	}
+	return objects
+}
+
+// policies are all that refuse.
+func policies(id Identity, stamp string) []policy {
+	return []policy{
+		guardedPods(id, stamp),
+		heldPods(id, stamp),
+		newGuardedPods(id, stamp),
+		newHeldPods(id, stamp),
+		evictions(id, stamp),
+		nodes(id, stamp),
+		fencedNodes(id, stamp),
+		attachments(id, stamp),
+		namespaces(id, stamp),
+		incidents(id, stamp),
+	}
+}
+
+func build(id Identity, stamp string) []client.Object {
+	var objects []client.Object
+	for _, p := range policies(id, stamp) {
+		objects = append(objects, p.object(), p.binding())
+	}
+	return append(objects, labelling(), labellingBinding())
+}
