@@ -46,12 +46,16 @@ type Snapshot struct {
 	Node  Node
 	Lease Lease
 	Port  Port
-	// Apps holds one reading per guarded pod on the host that is probed.
+	// Apps holds one reading per guarded pod on the host. A pod that is not probed any more stays listed, unread, with its last answer, for
+	// as long as its object exists: an answer that was heard stays heard.
 	Apps []App
 	// Power holds one reading per fencing method that the host's profile names, in order of level.
 	Power []Power
 	// Cluster says whether the observer can trust its own eyes.
 	Cluster Cluster
+	// Listed is true when the open incidents, the pods of the host and its attachments were all listed live for this snapshot. While it is
+	// false, nothing may be concluded from the absence of a writer, an attachment or an incident.
+	Listed bool
 	// Writers are the pod objects on the host that name a guarded claim.
 	Writers []Writer
 	// Attachments are the volumes of guarded claims that the API still shows attached to the host.
@@ -161,7 +165,7 @@ func (a Answer) Rank() Rank {
 	}
 }
 
-// Port is the kubelet's port 10250, asked by the observer.
+// Port is the kubelet's port 10250, asked by the observer. HasAnswer and LastAnswer are kept through rounds in which it is not asked.
 type Port struct {
 	Answer Answer
 	// Asked is when the question was sent; an answer cannot have been given before.
@@ -267,8 +271,13 @@ type Power struct {
 	Identity      Identity
 	// At is when the reading was begun.
 	At Instant
-	// OffSince is the first of the unbroken run of Off readings that this observer has made, in this boot.
+	// OffSince is when the first of the unbroken run of Off readings that this observer has made, in this boot, was complete: whatever a
+	// sign of life shows from then on, the device had already said Off.
 	OffSince Instant
+	// HasOff is true when this observer has read Off from this device in this boot at all, and LastOff is when the latest such reading was
+	// complete. Both are kept when the device reads something else later.
+	HasOff  bool
+	LastOff Instant
 	// Why says why the device could not be read.
 	Why string
 }
@@ -319,6 +328,8 @@ type Writer struct {
 	Held bool
 	// Terminating is true when the object has a deletionTimestamp.
 	Terminating bool
+	// Removed is true when a delete with grace 0 has been accepted, so that only finalizers keep the object.
+	Removed bool
 	// Finished is true when the pod is in phase Succeeded or Failed.
 	Finished bool
 	// BootID is the boot in which the pod was last seen to be started, when known.
@@ -445,6 +456,22 @@ func (s Snapshot) SameBoot() bool {
 	return s.Node.BootID == s.Host.BootID
 }
 
+// SameMachine reports whether the Node was read and still names the machine that the snapshot is about, by system UUID and by UID (invariant I4).
+func (s Snapshot) SameMachine() bool {
+	return s.Node.Read && !s.Node.Missing && s.Node.SystemUUID == s.Host.SystemUUID && s.Node.UID == s.Host.NodeUID
+}
+
+// Unreleased are the writers whose pods have not finished.
+func (s Snapshot) Unreleased() []Writer {
+	var out []Writer
+	for _, w := range s.Writers {
+		if !w.Finished {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
 // LastLife is the latest instant at which the host can have shown a sign of life to this observer: when the lease was first seen renewed,
 // or when an answered question was sent. For an observer that has seen nothing, it is the observer's own start.
 func (s Snapshot) LastLife() Instant {
@@ -456,6 +483,9 @@ func (s Snapshot) LastLife() Instant {
 	}
 	if s.Lease.Read && s.Lease.Moved && s.SameBoot() {
 		see(s.Lease.At - Instant(s.Lease.Age))
+	}
+	if s.Node.Spoke && s.SameBoot() {
+		see(s.Node.SpokeNotBefore)
 	}
 	if s.Port.HasAnswer {
 		see(s.Port.LastAnswer)
@@ -490,6 +520,9 @@ func (s Snapshot) Life(since Instant) (Rank, string) {
 		see(RankUserspace, s.Node.SpokeNotBefore, "NodeStatus")
 	}
 	see(s.Port.Answer.Rank(), s.Port.Asked, "KubeletPort")
+	if s.Port.HasAnswer {
+		see(RankKernel, s.Port.LastAnswer, "KubeletPort") // whatever it was, a kernel gave it
+	}
 	for _, a := range s.Apps {
 		if !a.Exclusive {
 			continue
