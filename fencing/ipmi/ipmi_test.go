@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -106,11 +107,10 @@ func TestSessionsAreClosed(t *testing.T) {
 
 func TestALostAnswerIsAskedForAgain(t *testing.T) {
 	s := newSim(t, machineA)
-	lost := map[byte]bool{}
+	var lostRAKP2, lostSealed atomic.Bool
 	s.wire.back(func(answer []byte) [][]byte {
-		// The first RAKP 2 and the first answer inside the session.
-		if kind := answer[5]; (kind == payloadRAKP2 || kind == sealed|payloadMessage) && !lost[kind] {
-			lost[kind] = true
+		first := map[byte]*atomic.Bool{payloadRAKP2: &lostRAKP2, sealed | payloadMessage: &lostSealed}[answer[5]]
+		if first != nil && !first.Swap(true) {
 			return nil
 		}
 		return [][]byte{answer}
@@ -119,8 +119,8 @@ func TestALostAnswerIsAskedForAgain(t *testing.T) {
 	if err != nil || r.Power != fencing.PowerOn {
 		t.Errorf("power %v (%v), want On", r.Power, err)
 	}
-	if len(lost) != 2 {
-		t.Errorf("lost %v, want two kinds", lost)
+	if !lostRAKP2.Load() || !lostSealed.Load() {
+		t.Errorf("lost RAKP 2: %v, lost an answer inside the session: %v; want both", lostRAKP2.Load(), lostSealed.Load())
 	}
 }
 
@@ -193,13 +193,13 @@ func flip(b []byte, at int) []byte {
 func TestAnAnswerIsNotTakenForAnotherQuestion(t *testing.T) {
 	s := newSim(t, machineA)
 	var status []byte
-	sealedAnswers := 0
+	var sealedAnswers atomic.Int32
 	s.wire.back(func(answer []byte) [][]byte {
 		if answer[5] != sealed|payloadMessage {
 			return [][]byte{answer}
 		}
 		// Per session: privilege, GUID, status, and that of the command; the last is replaced by the third.
-		switch sealedAnswers++; sealedAnswers {
+		switch sealedAnswers.Add(1) {
 		case 3:
 			status = answer
 		case 4:
@@ -213,8 +213,8 @@ func TestAnAnswerIsNotTakenForAnotherQuestion(t *testing.T) {
 	if !errors.Is(err, fencing.ErrUnclear) {
 		t.Errorf("with a replayed answer: error %v, want %v", err, fencing.ErrUnclear)
 	}
-	if sealedAnswers < 4 {
-		t.Errorf("only %d answers were sealed", sealedAnswers)
+	if n := sealedAnswers.Load(); n < 4 {
+		t.Errorf("only %d answers were sealed", n)
 	}
 }
 
