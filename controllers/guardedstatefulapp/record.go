@@ -1,0 +1,306 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package guardedstatefulapp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"sort"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/controllers/guard"
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+	"github.com/holdfast-dev/holdfast/engine/report"
+)
+
+// statusEvery bounds how often an unchanged status is written again, only to show that somebody still looks.
+const statusEvery = 50 * time.Second
+
+// record writes the status once, if anything changed.
+func (r *Reconciler) record(ctx context.Context, s *sighting, acted error) error {
+	before := s.app.Status.DeepCopy()
+	st := &s.app.Status
+	st.ObservedGeneration, st.ObservedBy = s.app.Generation, r.Self
+	if ref := s.app.Spec.WorkloadRef; ref != nil {
+		st.Workload = strings.ToLower(ref.Kind) + "/" + ref.Name
+	}
+	r.members(s)
+	r.worst(s)
+	r.conditions(ctx, s, acted)
+	if reflect.DeepEqual(before, st) && st.LastObserved != nil && r.Clock.Since(st.LastObserved.Time) < statusEvery {
+		return nil
+	}
+	st.LastObserved = &metav1.Time{Time: r.Clock.Now()}
+	return r.Client.Status().Update(ctx, &s.app)
+}
+
+func (r *Reconciler) members(s *sighting) {
+	var members []v1alpha1.Member
+	answering := 0
+	for i := range s.guarded.Pods {
+		p := &s.guarded.Pods[i]
+		m := v1alpha1.Member{Pod: p.Name, PodUID: string(p.UID), Host: p.Spec.NodeName, Healthy: "Unknown", Held: p.Labels[v1alpha1.LabelHold],
+			Claims: guard.ClaimsOf(p), Verdict: "Healthy"}
+		if a, ok := r.Board.App(string(p.UID)); ok {
+			m.Healthy = a.Serving.String()
+			if a.Serving == evidence.ServingYes {
+				answering++
+			}
+		}
+		if h := s.incidents[p.Spec.NodeName]; h != nil && h.Status.Verdict != "" {
+			m.Verdict = h.Status.Verdict
+		}
+		members = append(members, m)
+	}
+	sort.Slice(members, func(i, j int) bool { return members[i].Pod < members[j].Pod })
+	s.app.Status.Members = members
+	want := len(members)
+	if s.workload != nil && s.workload.Spec.Replicas != nil {
+		want = max(want, int(*s.workload.Spec.Replicas))
+	}
+	s.app.Status.Healthy = fmt.Sprintf("%d/%d", answering, want)
+}
+
+// worst finds the incident that concerns the app and needs most attention: one that holds a pod, or else one that moves one.
+func (r *Reconciler) worst(s *sighting) {
+	st := &s.app.Status
+	st.Verdict, st.Host, st.Incident, st.Proof, st.Evidence = "Healthy", "", "", "", nil
+	if h := s.concerning(); h != nil {
+		st.Verdict, st.Host, st.Since, st.Incident = h.Status.Verdict, h.Spec.NodeName, h.Status.Since, h.Name
+		st.Proof, st.Evidence = h.Status.ProofSummary, h.Status.Evidence
+		if len(h.Status.Findings) > 0 {
+			st.Reason = h.Status.Findings[0].Rule
+		}
+		return
+	}
+	st.Since, st.Reason = nil, ""
+	if len(st.Members) > 0 {
+		st.Host = st.Members[0].Host
+	}
+}
+
+func (s *sighting) concerning() *v1alpha1.HostIncident {
+	for i := range s.guarded.Pods {
+		if h := s.incidents[s.guarded.Pods[i].Spec.NodeName]; h != nil {
+			return h
+		}
+	}
+	var hosts []string
+	for node := range s.incidents {
+		hosts = append(hosts, node)
+	}
+	sort.Strings(hosts)
+	for _, node := range hosts {
+		h := s.incidents[node]
+		for _, p := range h.Status.Pods {
+			if p.Namespace == s.app.Namespace && p.App == s.app.Name && h.Status.Step != v1alpha1.StepResolved {
+				return h
+			}
+		}
+	}
+	return nil
+}
+
+func (r *Reconciler) conditions(ctx context.Context, s *sighting, acted error) {
+	now := metav1.Time{Time: r.Clock.Now()}
+	set := func(kind string, status metav1.ConditionStatus, reason, message string) {
+		report.Set(&s.app.Status.Conditions, metav1.Condition{Type: kind, Status: status, Reason: reason, Message: message,
+			ObservedGeneration: s.app.Generation, LastTransitionTime: now})
+	}
+	r.accepted(s, acted, set)
+	r.protected(s, set)
+	r.healthy(s, set)
+	r.fencing(ctx, s, set)
+	r.held(s, set)
+	if len(s.findings) == 0 {
+		set(v1alpha1.ConditionPostureClean, metav1.ConditionTrue, v1alpha1.ReasonNoFindings, "nothing found")
+	} else {
+		set(v1alpha1.ConditionPostureClean, metav1.ConditionFalse, v1alpha1.ReasonFindings, strings.Join(s.findings, "; "))
+	}
+	set(v1alpha1.ConditionConflicted, is(s.refused != nil && s.refused.reason == v1alpha1.ReasonWorkloadTaken), conflictReason(s), "")
+	var missing []string
+	for _, c := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionProtected, v1alpha1.ConditionApplicationHealthy, v1alpha1.ConditionFencingReady} {
+		if !meta.IsStatusConditionTrue(s.app.Status.Conditions, c) {
+			missing = append(missing, c)
+		}
+	}
+	if len(missing) == 0 && s.concerning() == nil {
+		set(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonAllWell, "accepted, protected, healthy, and its hosts can be fenced")
+		return
+	}
+	message := "an incident is open"
+	if len(missing) > 0 {
+		message = "not yet: " + strings.Join(missing, ", ")
+	}
+	set(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonNotAllWell, message)
+}
+
+type setter func(kind string, status metav1.ConditionStatus, reason, message string)
+
+func is(yes bool) metav1.ConditionStatus {
+	if yes {
+		return metav1.ConditionTrue
+	}
+	return metav1.ConditionFalse
+}
+
+func conflictReason(s *sighting) string {
+	if s.refused != nil && s.refused.reason == v1alpha1.ReasonWorkloadTaken {
+		return v1alpha1.ReasonWorkloadTaken
+	}
+	return v1alpha1.ReasonNoneNeeded
+}
+
+func (r *Reconciler) accepted(s *sighting, acted error, set setter) {
+	if s.refused != nil {
+		set(v1alpha1.ConditionAccepted, metav1.ConditionFalse, s.refused.reason, s.refused.message)
+	} else {
+		set(v1alpha1.ConditionAccepted, metav1.ConditionTrue, v1alpha1.ReasonAccepted, "the workload can be guarded")
+	}
+	set(v1alpha1.ConditionStalled, is(s.refused != nil), map[bool]string{true: v1alpha1.ReasonPreflightFailed, false: v1alpha1.ReasonNoneNeeded}[s.refused != nil], "")
+	message := ""
+	if acted != nil {
+		message = acted.Error()
+	}
+	set(v1alpha1.ConditionReconciling, is(acted != nil), map[bool]string{true: v1alpha1.ReasonPending, false: v1alpha1.ReasonNoneNeeded}[acted != nil], message)
+}
+
+// protected is True only when the policies were proven and every pod carries the label that they go by.
+func (r *Reconciler) protected(s *sighting, set setter) {
+	var bare []string
+	for i := range s.guarded.Pods {
+		p := &s.guarded.Pods[i]
+		if p.Labels[v1alpha1.LabelApp] != s.app.Name && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
+			bare = append(bare, p.Name)
+		}
+	}
+	effective := meta.FindStatusCondition(s.config.Status.Conditions, ConditionPoliciesEffective)
+	switch {
+	case s.refused != nil:
+		set(v1alpha1.ConditionProtected, metav1.ConditionFalse, s.refused.reason, "not accepted")
+	case effective == nil:
+		set(v1alpha1.ConditionProtected, metav1.ConditionUnknown, v1alpha1.ReasonPoliciesNotProven, "the admission policies have not been tried yet")
+	case effective.Status != metav1.ConditionTrue:
+		set(v1alpha1.ConditionProtected, metav1.ConditionFalse, v1alpha1.ReasonPoliciesNotProven, effective.Message)
+	case len(bare) > 0:
+		set(v1alpha1.ConditionProtected, metav1.ConditionFalse, v1alpha1.ReasonPodsUnlabelled, "not labelled yet: "+strings.Join(bare, ", "))
+	default:
+		set(v1alpha1.ConditionProtected, metav1.ConditionTrue, v1alpha1.ReasonPoliciesEffective, "a canary was refused everything that could move a held writer")
+	}
+}
+
+// ConditionPoliciesEffective is the GuardConfig's condition that the policies were proven.
+const ConditionPoliciesEffective = "PoliciesEffective"
+
+func (r *Reconciler) healthy(s *sighting, set setter) {
+	yes, no, unknown := 0, 0, 0
+	for _, m := range s.app.Status.Members {
+		switch m.Healthy {
+		case "True":
+			yes++
+		case "False":
+			no++
+		default:
+			unknown++
+		}
+	}
+	switch {
+	case no > 0:
+		set(v1alpha1.ConditionApplicationHealthy, metav1.ConditionFalse, v1alpha1.ReasonProbesFail, s.app.Status.Healthy+" answer their own probes")
+	case unknown > 0 || yes == 0:
+		set(v1alpha1.ConditionApplicationHealthy, metav1.ConditionUnknown, v1alpha1.ReasonNotProbed, s.app.Status.Healthy+" answer their own probes; the others have not been heard yet")
+	default:
+		set(v1alpha1.ConditionApplicationHealthy, metav1.ConditionTrue, v1alpha1.ReasonProbesPass, s.app.Status.Healthy+" answer their own probes")
+	}
+}
+
+// fencing looks up whether the hosts of the app could be fenced now.
+func (r *Reconciler) fencing(ctx context.Context, s *sighting, set setter) {
+	reason, message := v1alpha1.ReasonHostsReady, "every host of the app can be fenced"
+	seen := map[string]bool{}
+	for i := range s.guarded.Pods {
+		name := s.guarded.Pods[i].Spec.NodeName
+		if name == "" || seen[name] {
+			continue
+		}
+		seen[name] = true
+		if why, words := r.unready(ctx, name); why != "" {
+			reason, message = why, name+": "+words
+		}
+	}
+	if len(seen) == 0 {
+		set(v1alpha1.ConditionFencingReady, metav1.ConditionUnknown, v1alpha1.ReasonPending, "the app is on no host yet")
+		return
+	}
+	set(v1alpha1.ConditionFencingReady, is(reason == v1alpha1.ReasonHostsReady), reason, message)
+}
+
+func (r *Reconciler) unready(ctx context.Context, name string) (reason, words string) {
+	var node corev1.Node
+	if err := r.Client.Get(ctx, types.NamespacedName{Name: name}, &node); err != nil {
+		return v1alpha1.ReasonNodeMissing, err.Error()
+	}
+	profile, err := r.Devices.Profile(ctx, &node)
+	switch {
+	case errors.Is(err, guard.ErrConflicted):
+		return v1alpha1.ReasonProfileConflicted, err.Error()
+	case err != nil:
+		return v1alpha1.ReasonNoProfile, err.Error() + ": add a FencingProfile that selects it"
+	}
+	for _, h := range profile.Status.Readiness {
+		if h.NodeName != name {
+			continue
+		}
+		if h.Ready == "True" {
+			return "", ""
+		}
+		return h.Reason, h.Message
+	}
+	return v1alpha1.ReasonPending, "its device has not been read yet"
+}
+
+func (r *Reconciler) held(s *sighting, set setter) {
+	var held []string
+	for _, m := range s.app.Status.Members {
+		if m.Held != "" {
+			held = append(held, m.Pod)
+		}
+	}
+	h := s.concerning()
+	if len(held) == 0 {
+		set(v1alpha1.ConditionHeld, metav1.ConditionFalse, v1alpha1.ReasonNothingHeld, "nothing is held")
+	} else {
+		reason, message := v1alpha1.ReasonPending, strings.Join(held, ", ")+" held"
+		if h != nil && h.Status.Verdict != "" {
+			reason = h.Status.Verdict
+			message = fmt.Sprintf("%s held on %s by incident %s: %s", strings.Join(held, ", "), h.Spec.NodeName, h.Name, because(h))
+		}
+		set(v1alpha1.ConditionHeld, metav1.ConditionTrue, reason, message)
+	}
+	approval, budget := false, false
+	if h != nil {
+		if c := meta.FindStatusCondition(h.Status.Conditions, v1alpha1.ConditionBlocked); c != nil {
+			approval = c.Reason == v1alpha1.ReasonAwaitingApproval
+			budget = c.Reason == v1alpha1.ReasonBudgetSpent
+		}
+	}
+	set(v1alpha1.ConditionApprovalRequired, is(approval), map[bool]string{true: v1alpha1.ReasonAwaitingApproval, false: v1alpha1.ReasonNoneNeeded}[approval], "")
+	set(v1alpha1.ConditionBudgetExhausted, is(budget), map[bool]string{true: v1alpha1.ReasonBudgetSpent, false: v1alpha1.ReasonWithinBudget}[budget], "")
+}
+
+func because(h *v1alpha1.HostIncident) string {
+	if len(h.Status.Findings) == 0 {
+		return h.Status.Verdict
+	}
+	return h.Status.Findings[0].Because
+}
