@@ -128,7 +128,7 @@ func (h *Host) socket() string { return h.path("init.sock") }
 // PowerOff takes the host's power away as a pulled plug does: nothing on it says goodbye. It returns when
 // nothing of the host runs any more. A host without power stays so.
 func (h *Host) PowerOff(ctx context.Context) error {
-	return h.locked(ctx, h.powerOff)
+	return h.locked(ctx, h.recordedPowerOff)
 }
 
 func (h *Host) powerOff(ctx context.Context) error {
@@ -155,7 +155,7 @@ func (h *Host) powerOff(ctx context.Context) error {
 // PowerOn boots the host with a new boot ID and returns when its PID 1 answers; the Node is Ready later, see
 // WaitReady. A host that has power stays as it is.
 func (h *Host) PowerOn(ctx context.Context) error {
-	return h.locked(ctx, h.powerOn)
+	return h.locked(ctx, h.recordedPowerOn)
 }
 
 func (h *Host) powerOn(ctx context.Context) error {
@@ -215,12 +215,12 @@ func (h *Host) locked(ctx context.Context, do func(context.Context) error) error
 
 // KillKubelet ends the host's kubelet with SIGKILL and keeps it down; containers run on. It is idempotent.
 func (h *Host) KillKubelet(ctx context.Context) error {
-	return h.switchKubelet(ctx, "stop-kubelet", false)
+	return h.lab.faults().Apply(h.record(faultKubelet), func() error { return h.switchKubelet(ctx, "stop-kubelet", false) })
 }
 
 // StartKubelet starts the kubelet that KillKubelet ended. It is idempotent.
 func (h *Host) StartKubelet(ctx context.Context) error {
-	return h.switchKubelet(ctx, "start-kubelet", true)
+	return h.lab.faults().Undo(h.record(faultKubelet), func() error { return h.switchKubelet(ctx, "start-kubelet", true) })
 }
 
 func (h *Host) switchKubelet(ctx context.Context, op string, running bool) error {
@@ -271,7 +271,8 @@ func (h *Host) ServicePID(ctx context.Context, service string) (int, error) {
 	return 0, fmt.Errorf("%s: service %q has just ended", h.entry.Name, service)
 }
 
-// Command prepares a command that will run on the host: in its namespaces, with its PATH. It dies with it.
+// Command prepares a command that will run on the host: in its namespaces and its cgroup, with its PATH. It
+// hangs and dies with the host.
 func (h *Host) Command(ctx context.Context, args ...string) (*exec.Cmd, error) {
 	pid, err := h.InitPID()
 	if err != nil {
@@ -281,10 +282,11 @@ func (h *Host) Command(ctx context.Context, args ...string) (*exec.Cmd, error) {
 		return nil, errors.New("name a command to run on the host")
 	}
 	enter := []string{
-		fmt.Sprintf("--target=%d", pid), "--mount", "--uts", "--net", "--pid",
+		"spawn", "--cgroup", filepath.Join(h.cgroupName(), "init"), "--",
+		"nsenter", fmt.Sprintf("--target=%d", pid), "--mount", "--uts", "--net", "--pid",
 		"--", "/usr/bin/env", "PATH=" + h.lab.searchPath(), "HOME=/root",
 	}
-	return exec.CommandContext(ctx, "nsenter", slices.Concat(enter, args)...), nil
+	return exec.CommandContext(ctx, h.lab.program("lab"), slices.Concat(enter, args)...), nil
 }
 
 // dropProxyTables removes kube-proxy's rules from the host's network namespace.

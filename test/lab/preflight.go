@@ -19,11 +19,8 @@ import (
 var requirePrograms = []struct{ program, debian string }{
 	{"nsenter", "util-linux"},
 	{"mount", "mount"},
-	{"ip", "iproute2"},
 	{"nft", "nftables"},
-	{"conntrack", "conntrack"},
 	{"ipmi_sim", "openipmi"},
-	{"ipmitool", "ipmitool"},
 }
 
 // maxSocketPath is what a unix socket's name may have, less what the lab appends to its directory.

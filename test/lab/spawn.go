@@ -108,36 +108,45 @@ func (l *Lab) searchPath() string { return l.path("bin") + ":/usr/sbin:/usr/bin:
 // statusFD is the descriptor on which the shim tells why it could not become the program.
 const statusFD = 3
 
-// Shim is what "lab spawn" does in the new process: join, record, become the program.
+// Shim is what "lab spawn" does in the new process: record, join, become the program.
 type Shim struct {
+	// Journal is where the process is recorded under Name. Empty means that its parent waits for it and the
+	// record can be done without.
 	Journal, Name, KernelBoot string
 	NetNS, Cgroup             string
 	Args                      []string
 }
 
-// Run returns only when the program could not be executed. The reason is also written to statusFD.
+// Run returns only when the program could not be executed. For a recorded process, the reason is also
+// written to statusFD.
 func (s Shim) Run() error {
 	runtime.LockOSThread() // the thread that enters the namespace is the one that becomes the program
+	if s.Journal == "" {
+		return s.become()
+	}
 	unix.CloseOnExec(statusFD)
-	err := s.run()
+	err := s.record()
+	if err == nil {
+		err = s.become()
+	}
 	_, writeErr := unix.Write(statusFD, []byte(err.Error()))
 	return errors.Join(err, writeErr)
 }
 
-func (s Shim) run() error {
+func (s Shim) record() error {
+	id, err := process.Self()
+	if err != nil {
+		return err
+	}
+	return journal.Append(s.Journal, journal.Record{Kind: journal.Process, Name: s.Name, ID: id, KernelBoot: s.KernelBoot})
+}
+
+func (s Shim) become() error {
 	if len(s.Args) == 0 {
 		return errors.New("spawn: name a program after --")
 	}
 	path, err := exec.LookPath(s.Args[0])
 	if err != nil {
-		return err
-	}
-	id, err := process.Self()
-	if err != nil {
-		return err
-	}
-	record := journal.Record{Kind: journal.Process, Name: s.Name, ID: id, KernelBoot: s.KernelBoot}
-	if err := journal.Append(s.Journal, record); err != nil {
 		return err
 	}
 	if s.Cgroup != "" {

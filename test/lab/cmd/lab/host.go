@@ -83,16 +83,25 @@ func newExec() *cobra.Command {
 				return err
 			}
 			command.Stdin, command.Stdout, command.Stderr = os.Stdin, os.Stdout, os.Stderr
-			return command.Run()
+			err = command.Run()
+			if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() > 0 {
+				return commandFailed{exit.ExitCode()}
+			}
+			return err
 		},
 	}
 }
 
-// exitCode passes on the status of what lab exec ran.
-func exitCode(err error) int {
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() > 0 {
-		return exit.ExitCode()
+// commandFailed is the end of a command that lab exec ran; it has told by itself what was wrong.
+type commandFailed struct{ status int }
+
+func (c commandFailed) Error() string { return fmt.Sprintf("the command ended with status %d", c.status) }
+
+// report prints the error and returns the status to end with: for lab exec the one of its command.
+func report(err error) int {
+	if failed, ok := errors.AsType[commandFailed](err); ok {
+		return failed.status
 	}
+	fmt.Fprintln(os.Stderr, "lab:", err)
 	return 1
 }
