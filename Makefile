@@ -1,0 +1,113 @@
+# Copyright The Holdfast Authors.
+# SPDX-License-Identifier: Apache-2.0
+
+VERSION ?= 0.1.0
+IMG ?= holdfast.dev/manager:dev
+# What a test run may take beyond what is written here, such as TESTFLAGS='-run TestDefaults -v'.
+TESTFLAGS ?=
+
+pinned = go run ./hack/pinned/cmd/pinned -set tools -into bin
+gotestsum = bin/gotestsum --format pkgname-and-test-fails --hide-summary skipped --
+# Tests that shape the network and start kubelets run one at a time on a machine, whatever the checkout.
+alone = flock /var/tmp/holdfast-lab-tests.lock
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+# bin holds links into a cache: a link is as new as its making.
+MAKEFLAGS += --check-symlink-times
+
+##@ Use
+
+.PHONY: help
+help: ## Say what every target does.
+	@awk 'BEGIN {FS = ":.*## "} \
+		/^##@ / {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' Makefile
+
+.PHONY: build
+build: ## Build bin/manager and bin/lab.
+	go build -trimpath -o bin/manager ./cmd/manager
+	go build -trimpath -o bin/lab ./test/lab/cmd/lab
+
+.PHONY: image
+image: ## Build the manager's image as out/manager.tar, without a registry or a base image.
+	@mkdir -p out/image
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o out/image/manager ./cmd/manager
+	go run ./hack/mkimage/cmd/mkimage -o out/manager.tar -t $(IMG) -entrypoint /manager -user 65532:65532 out/image/manager:/manager:0755
+
+.PHONY: install-yaml
+install-yaml: bin/kustomize ## Write out/install.yaml: everything that kubectl apply needs.
+	@mkdir -p out
+	bin/kustomize build config/default > out/install.yaml
+
+##@ Change
+
+.PHONY: deps
+deps: ## Install the Debian packages that the lab and the tests need.
+	hack/debian-packages
+
+.PHONY: tools
+tools: ## Build the pinned tools and link them into bin (15 minutes the first time).
+	$(pinned)
+
+bin/%: hack/tools/%/go.mod
+	@$(pinned) $*
+
+.PHONY: generate
+generate: bin/controller-gen ## Generate the deepcopy functions of the API.
+	bin/controller-gen object:headerFile=hack/boilerplate.go.txt paths=./api/...
+
+.PHONY: manifests
+manifests: bin/controller-gen ## Generate the CRDs from the API.
+	bin/controller-gen crd:generateEmbeddedObjectMeta=false paths=./api/... output:crd:artifacts:config=config/crd/bases
+
+.PHONY: bundle
+bundle: manifests bin/kustomize bin/operator-sdk ## Generate the OLM bundle from config and the API.
+	hack/bundle $(VERSION)
+
+##@ Check
+
+.PHONY: test
+test: deps ## Run everything that has to pass, and say what each stage took.
+	@MAKE=$(MAKE) hack/stages test-unit test-storage test-envtest test-bundle test-lab
+
+.PHONY: test-unit
+test-unit: bin/gotestsum ## Test what needs neither an API server nor a lab.
+	@$(gotestsum) $(TESTFLAGS) $$(hack/packages unit)
+
+.PHONY: test-storage
+test-storage: bin/gotestsum ## Test the lab's storage array and CSI driver (root).
+	@cd test/lab/storage && $(alone) ../../../$(gotestsum) -p 1 $(TESTFLAGS) ./...
+
+.PHONY: test-envtest
+test-envtest: bin/gotestsum ## Test what needs an API server: the CRDs, the policies, the wiring.
+	@$(gotestsum) -p 1 -timeout 15m $(TESTFLAGS) $$(hack/packages envtest)
+
+.PHONY: test-bundle
+test-bundle: bin/gotestsum ## Validate the bundle with the library of the operator framework.
+	@cd test/bundle && ../../$(gotestsum) -tags json1,containers_image_openpgp,exclude_graphdriver_btrfs $(TESTFLAGS) ./...
+
+.PHONY: test-lab
+test-lab: bin/gotestsum ## Test the lab, and both scenes on it (root).
+	@$(alone) $(gotestsum) -p 1 -count 1 -timeout 40m $(TESTFLAGS) $$(hack/packages lab)
+
+.PHONY: lint
+lint: bin/golangci-lint ## Run the linters, the import law and the clock law among them.
+	bin/golangci-lint run ./...
+	cd test/lab/storage && ../../../bin/golangci-lint run ./...
+
+.PHONY: verify
+verify: tools ## Regenerate everything and compare, lint, and break the laws on purpose.
+	@MAKE=$(MAKE) hack/stages verify-generated verify-imports lint verify-laws
+
+.PHONY: verify-generated
+verify-generated: ## Regenerate in a copy and compare with the checkout.
+	hack/verify-generated
+
+.PHONY: verify-imports
+verify-imports: ## Check who imports whom, transitively.
+	go test -count 1 -run Imports ./hack/verify
+
+.PHONY: verify-laws
+verify-laws: bin/golangci-lint ## Break the import law and the clock law in a copy, and expect the linter to notice.
+	go test -count 1 ./hack/verify/laws
