@@ -140,6 +140,7 @@ func heldPods(id Identity, stamp string) policy {
 		rules: []rule{
 			heldDelete,
 			podKeys,
+			podOverrideKey,
 		},
 		audited: true,
 	}

@@ -17,7 +17,8 @@ type policy struct {
 	match     match
 	variables []variable
 	rules     []rule
-	// audited publishes the reason of an override in the audit log.
+	// audited publishes the reason of an override, wherever one stands on the object, in the audit log. The
+	// expression cannot ask the authorizer; the answer's code tells whether the override was honoured.
 	audited bool
 }
 
@@ -66,7 +67,7 @@ func (p policy) object() *admissionv1.ValidatingAdmissionPolicy {
 	if p.audited {
 		spec.AuditAnnotations = []admissionv1.AuditAnnotation{{
 			Key:             "override",
-			ValueExpression: "variables.overridden ? variables.reason : ''",
+			ValueExpression: "variables.reason",
 		}}
 	}
 	return &admissionv1.ValidatingAdmissionPolicy{
