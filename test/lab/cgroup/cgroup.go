@@ -197,26 +197,53 @@ func (t Tree) Pids(name string) []int {
 }
 
 // Freeze stops every process in the cgroup and below it; Thaw lets them go on.
-func (t Tree) Freeze(name string) error { return t.setFrozen(name, true) }
-
-// Thaw undoes Freeze. A frozen process dies of SIGKILL only when it is thawed (v1). A cgroup that does not exist is no error.
-func (t Tree) Thaw(name string) error { return t.setFrozen(name, false) }
-
-func (t Tree) setFrozen(name string, frozen bool) error {
+func (t Tree) Freeze(name string) error {
 	for _, h := range t.Hierarchies {
-		file, value := "", ""
-		switch {
-		case slices.Contains(h.Controllers, "freezer"):
-			file, value = "freezer.state", map[bool]string{true: "FROZEN", false: "THAWED"}[frozen]
-		case h.Unified && t.V2():
-			file, value = "cgroup.freeze", map[bool]string{true: "1", false: "0"}[frozen]
-		default:
+		if file, freeze, _ := t.freezer(h); file != "" {
+			if err := writeExisting(filepath.Join(h.Root, name, file), freeze); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Thaw undoes Freeze of the cgroup and of every one below it. A frozen process dies of SIGKILL only when it is
+// thawed (v1). A cgroup that does not exist is no error.
+func (t Tree) Thaw(name string) error {
+	for _, h := range t.Hierarchies {
+		file, _, thaw := t.freezer(h)
+		if file == "" {
 			continue
 		}
-		err := os.WriteFile(filepath.Join(h.Root, name, file), []byte(value), 0)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("cgroup %s: %w", file, err)
+		err := filepath.WalkDir(filepath.Join(h.Root, name), func(path string, entry os.DirEntry, err error) error {
+			if err != nil || !entry.IsDir() {
+				return nil //nolint:nilerr // a cgroup that vanished meanwhile is not frozen
+			}
+			return writeExisting(filepath.Join(path, file), thaw)
+		})
+		if err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// freezer returns the file of a hierarchy that freezes, and what to write to it. Only one hierarchy of a
+// machine has it.
+func (t Tree) freezer(h Hierarchy) (file, freeze, thaw string) {
+	switch {
+	case slices.Contains(h.Controllers, "freezer"):
+		return "freezer.state", "FROZEN", "THAWED"
+	case h.Unified && t.V2():
+		return "cgroup.freeze", "1", "0"
+	}
+	return "", "", ""
+}
+
+func writeExisting(path, value string) error {
+	if err := os.WriteFile(path, []byte(value), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("cgroup: %w", err)
 	}
 	return nil
 }

@@ -75,8 +75,10 @@ func TestFrozenProcessesDieWithTheirCgroup(t *testing.T) {
 	if pids := tree.Pids(top); !slices.Contains(pids, cmd.Process.Pid) {
 		t.Errorf("processes %v, want %d among them", pids, cmd.Process.Pid)
 	}
-	if err := tree.Freeze(top); err != nil {
-		t.Fatal(err)
+	for _, frozen := range []string{top, top + "/host"} {
+		if err := tree.Freeze(frozen); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := tree.Remove(ctx, top); err != nil {
 		t.Fatal(err)
