@@ -168,7 +168,8 @@ type Description struct {
 var (
 	// ErrUnreachable: no connection, or no answer that can be used; the command was not given. The attempt has failed.
 	ErrUnreachable = errors.New("device unreachable")
-	// ErrDenied: the device refused the credentials; the command was not given. The attempt has failed, and FencingReady is False until the Secret changes.
+	// ErrDenied: the device refused the credentials; the command was not given. The attempt has failed, and
+	// FencingReady is False until a reading succeeds: the Secret or the account has to be corrected.
 	ErrDenied = errors.New("device refused the credentials")
 	// ErrUnsupported: the device cannot do this. The method must not be tried again for this host.
 	ErrUnsupported = errors.New("device does not support this")

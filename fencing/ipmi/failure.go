@@ -43,8 +43,8 @@ func (e statusError) Error() string {
 	return fmt.Sprintf("%s (status %02Xh of %s)", words, e.status, e.step)
 }
 
-// kind is the contract's error for the refusal. One that a repetition may have caused is never held against the credentials,
-// because those would then count as bad until the Secret changes.
+// kind is the contract's error for the refusal. One that a repetition may have caused is never held against the credentials:
+// somebody would go and look for a fault in them.
 func (e statusError) kind() error {
 	switch e.status {
 	case 0x04, 0x05, 0x10, 0x11:
