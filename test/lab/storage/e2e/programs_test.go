@@ -255,6 +255,10 @@ func (h *host) path(volume, file string) string {
 
 // inside makes a command that runs in the host's mount namespace.
 func (h *host) inside(program string, args ...string) *exec.Cmd {
-	ns := fmt.Sprintf("--mount=/proc/%d/ns/mnt", h.cmd.Process.Pid)
-	return exec.Command("nsenter", append([]string{ns, "--", filepath.Join(programs, program)}, args...)...)
+	return exec.Command("nsenter", append([]string{h.mountNamespace(), "--", filepath.Join(programs, program)}, args...)...)
+}
+
+// mountNamespace is the option by which nsenter enters it.
+func (h *host) mountNamespace() string {
+	return fmt.Sprintf("--mount=/proc/%d/ns/mnt", h.cmd.Process.Pid)
 }
