@@ -7,7 +7,10 @@
 // carries the instant before which it cannot have happened, so that it can be put before or after a reading of Off.
 package evidence
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Instant is a moment on the observer's own monotonic clock, counted from the observer's start. Instants of two observers
 // (two leaders, or one before and after a restart) cannot be compared, and nothing stored is ever turned into one.
@@ -175,6 +178,11 @@ type Port struct {
 	LastAnswer Instant
 }
 
+// Silent reports whether the port was asked and nobody answered.
+func (p Port) Silent() bool {
+	return p.Answer == AnswerNone || p.Answer == AnswerUnreachable
+}
+
 // Serving is whether an application answers its own probes.
 type Serving uint8
 
@@ -293,6 +301,21 @@ func (p Power) Covers(driver string) bool {
 		}
 	}
 	return false
+}
+
+// Short says in what an isolation by this method falls short of releasing the writers, or nothing if it does not (invariant I1).
+func (p Power) Short(writers []Writer, minimum Strength) string {
+	if p.Strength == StrengthNone || p.Strength < minimum {
+		return fmt.Sprintf("%s proves %s, and %s is asked for", p.Method, p.Strength, minimum)
+	}
+	for _, w := range writers {
+		for _, v := range w.Volumes {
+			if !p.Covers(v.Driver) {
+				return p.Method + " does not cut volume " + v.Claim
+			}
+		}
+	}
+	return ""
 }
 
 // Cluster is the observer's view of itself.

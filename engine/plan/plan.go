@@ -7,6 +7,7 @@ package plan
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/holdfast-dev/holdfast/engine/evidence"
@@ -81,11 +82,13 @@ type Step struct {
 
 // Refusal is something that will not be done, and why. A refusal is an answer, not a silence.
 type Refusal struct {
-	// What is Reschedule, Fence, Release or Return.
+	// What is Reschedule, Fence, Release, Recover, Resolve or Return.
 	What   string
 	Target string
-	// By is the invariant or the setting that refuses.
+	// By is the name of the invariant or the setting that refuses; Refusals lists them all.
 	By string
+	// Because is for people.
+	Because string
 }
 
 // Plan is what to do now, what not to do, and when to look again.
@@ -112,8 +115,12 @@ type Budget struct {
 // Left reports whether one more Off command may change state.
 func (b Budget) Left() bool { return b.Used < b.Max }
 
-// maxTries bounds the Off commands per method and incident that were taken by the device and had no effect.
-const maxTries = 2
+const (
+	// maxTries bounds the Off commands per method and incident that a device took and that had no effect.
+	maxTries = 2
+	// maxRepeats bounds those after which nobody could say whether the device, which reads Off, had taken them.
+	maxRepeats = 6
+)
 
 // Intervals after which a host is looked at again when nothing happens in between.
 const (
@@ -123,34 +130,27 @@ const (
 	nextFencing = 250 * time.Millisecond
 	nextRelease = 100 * time.Millisecond
 	nextReturn  = 5 * time.Second
+	// settling is how long a device may have read Off before it counts as not believed rather than as only just off.
+	settling = 5 * time.Second
 )
 
 // Make makes the plan for a verdict. It is a pure function; two calls with the same values give the same plan.
 func Make(found verdict.Found, seen evidence.Snapshot, budget Budget) Plan {
-	m := &maker{found: found, seen: seen, budget: budget}
+	m := &maker{found: found, policy: found.Policy, seen: seen, budget: budget}
 	m.traffic()
 	m.settle()
+	m.distrust()
 	switch found.Class {
-	case verdict.Healthy:
+	case verdict.Healthy, verdict.AppDown: // the application's own policy is not the host's business
 		m.healthy()
-	case verdict.AppDown:
-		m.healthy() // the host is well; the application's own policy is not the host's business
-	case verdict.KubeletDown:
-		m.hold(evidence.StepHolding)
-		m.notServing()
-	case verdict.Hung:
-		m.hold(evidence.StepHolding)
-		m.notServing()
+	case verdict.KubeletDown, verdict.Hung:
+		m.living()
 	case verdict.RuntimeDown, verdict.Isolated:
-		m.hold(evidence.StepHolding)
-	case verdict.Silent:
+		m.hold()
+	case verdict.Silent, verdict.Blind, verdict.Unknown:
 		m.silent()
 	case verdict.Lost:
 		m.lost()
-	case verdict.Blind:
-		m.blind()
-	case verdict.Unknown:
-		m.unknown()
 	default:
 		panic(fmt.Sprintf("plan: verdict %s has no plan", found.Class))
 	}
@@ -159,91 +159,53 @@ func Make(found verdict.Found, seen evidence.Snapshot, budget Budget) Plan {
 
 type maker struct {
 	found  verdict.Found
+	policy verdict.Policy
 	seen   evidence.Snapshot
 	budget Budget
+	// method is the one that would be commanded, once chosen.
+	method evidence.Power
 	out    Plan
 }
 
 func (m *maker) do(s Step) { m.out.Steps = append(m.out.Steps, s) }
 
-func (m *maker) refuse(what, target, by string) {
-	m.out.Refusals = append(m.out.Refusals, Refusal{What: what, Target: target, By: by})
+func (m *maker) refuse(what, target, by, because string) {
+	m.out.Refusals = append(m.out.Refusals, Refusal{What: what, Target: target, By: by, Because: because})
 }
 
-func (m *maker) next(d time.Duration) {
-	if m.out.Next == 0 || d < m.out.Next {
-		m.out.Next = d
-	}
-}
+func (m *maker) because() string { return m.found.Class.String() + ": " + m.found.Findings[0].Because }
 
-// advance moves the incident on, never back behind proof.
 func (m *maker) advance(to evidence.Step, because string) {
 	if m.seen.Journal.Step != to {
 		m.do(Step{Kind: Advance, Target: string(to), Because: because})
 	}
 }
 
-// openHold opens the incident and arms the hold on every writer. It reports whether anything is there to guard.
-func (m *maker) openHold() bool {
-	if !m.seen.Journal.Open() {
-		if len(m.seen.Writers) == 0 {
-			return false
-		}
-		m.do(Step{Kind: OpenIncident, Because: m.because()})
-	}
-	for _, w := range m.seen.Writers {
-		if !w.Held && !w.Finished {
-			m.do(Step{Kind: ArmHold, Target: w.UID, Because: m.because()})
-		}
-		m.refuse("Reschedule", w.Namespace+"/"+w.Name, "I1 ProofBeforeRelease")
-	}
-	return true
-}
-
-func (m *maker) because() string { return m.found.Class.String() + ": " + m.found.Findings[0].Because }
-
-func (m *maker) hold(step evidence.Step) {
-	m.next(nextHeld)
-	if !m.openHold() {
-		return
-	}
-	if !afterIsolate(m.seen.Journal.Step) && !m.unsettled() {
-		m.advance(step, m.because())
-	}
-}
-
-func afterIsolate(s evidence.Step) bool {
-	switch s {
-	case evidence.StepFencing, evidence.StepReleasing, evidence.StepRecovering, evidence.StepResolved:
-		return true
-	default:
-		return false
-	}
-}
-
-func (m *maker) unsettled() bool {
-	for _, a := range m.seen.Journal.Attempts {
-		if a.Unsettled() {
-			return true
-		}
-	}
-	return false
-}
-
 // traffic keeps the endpoints of applications that serve while nobody else can say so, and takes out those of lost ones.
 func (m *maker) traffic() {
+	if m.policy.Paused {
+		return
+	}
 	for _, a := range m.seen.Apps {
+		step := Step{Target: a.PodUID}
 		switch {
 		case m.keeps() && a.Serving == evidence.ServingYes && a.Exclusive && !a.EndpointReady:
-			m.do(Step{Kind: KeepServing, Target: a.PodUID, Because: a.Pod + " answers its own probes"})
-		case m.stops() && a.Serving == evidence.ServingNo && a.EndpointReady:
-			m.do(Step{Kind: StopServing, Target: a.PodUID, Because: m.because()})
+			step.Kind, step.Because = KeepServing, a.Pod+" answers its own probes"
+		case a.EndpointReady && (m.found.Class == verdict.Lost || m.stops() && a.Serving == evidence.ServingNo && a.Exclusive):
+			step.Kind, step.Because = StopServing, m.because()
+		default:
+			continue
 		}
+		if m.policy.Shadow {
+			m.out.Would = append(m.out.Would, step)
+			continue
+		}
+		m.do(step)
 	}
 }
 
 func (m *maker) keeps() bool {
-	if !m.found.Policy.KeepTraffic {
+	if !m.policy.KeepTraffic {
 		return false
 	}
 	c := m.found.Class
@@ -252,27 +214,30 @@ func (m *maker) keeps() bool {
 
 func (m *maker) stops() bool {
 	c := m.found.Class
-	return c == verdict.Silent || c == verdict.Lost || c == verdict.Hung || c == verdict.KubeletDown
+	return c == verdict.Silent || c == verdict.Hung || c == verdict.KubeletDown
 }
 
-// settle records what readings show about attempts that may still be under way.
+// settle records what readings show about attempts.
 func (m *maker) settle() {
 	for _, a := range m.seen.Journal.Attempts {
-		if !a.Unsettled() {
-			continue
-		}
-		switch state := m.power(a.Method); {
+		state := m.power(a.Method)
+		reads := a.Method + " reads " + state.String()
+		switch {
 		case a.State == evidence.AttemptAccepted && state == evidence.PowerOff:
-			m.do(Step{Kind: Settle, Target: a.ID, As: evidence.AttemptSettled, Because: a.Method + " reads Off"})
+			m.do(Step{Kind: Settle, Target: a.ID, As: evidence.AttemptSettled, Because: reads})
 		case a.State == evidence.AttemptAccepted && state == evidence.PowerOn && a.Overdue:
-			m.do(Step{Kind: Settle, Target: a.ID, As: evidence.AttemptSuperseded, Because: a.Method + " took the command and still reads On"})
-		case a.State != evidence.AttemptAccepted && a.CallOver && (state == evidence.PowerOff || state == evidence.PowerOn):
+			m.do(Step{Kind: Settle, Target: a.ID, As: evidence.AttemptSuperseded, Because: "the command was taken, and still " + reads})
+		case a.State == evidence.AttemptSettled && state == evidence.PowerOn && m.seen.SameBoot() && len(m.seen.Unreleased()) > 0:
+			// Somebody switched it on again: that command is spent, and a later Off would not be its doing.
+			m.do(Step{Kind: Settle, Target: a.ID, As: evidence.AttemptSuperseded, Because: "it was off, and " + reads + " again"})
+		case a.Unsettled() && a.State != evidence.AttemptAccepted && a.CallOver && (state == evidence.PowerOff || state == evidence.PowerOn):
 			// Nobody knows whether the device took it. The call is over and the device reads: another command may be given, and it must be.
-			m.do(Step{Kind: Settle, Target: a.ID, As: evidence.AttemptSuperseded, Because: "no answer came; " + a.Method + " reads " + state.String()})
+			m.do(Step{Kind: Settle, Target: a.ID, As: evidence.AttemptSuperseded, Because: "no answer came; " + reads})
 		}
 	}
 }
 
+// power is what a device of this very machine reads.
 func (m *maker) power(method string) evidence.PowerState {
 	for _, p := range m.seen.Power {
 		if p.Method == method && p.Identity == evidence.IdentityMatches {
@@ -282,29 +247,358 @@ func (m *maker) power(method string) evidence.PowerState {
 	return evidence.PowerUnread
 }
 
-// healthy ends what is open, once this observer itself has heard the kubelet.
-func (m *maker) healthy() {
+func (m *maker) distrust() {
+	for _, method := range m.found.Liars {
+		if !m.seen.Journal.Distrusts(method) {
+			m.do(Step{Kind: Distrust, Target: method, Because: m.because()})
+		}
+	}
+}
+
+// openHold opens the incident and arms the hold on every writer. It reports whether anything is there to guard.
+func (m *maker) openHold() bool {
+	writers := m.seen.Unreleased()
+	if !m.seen.Journal.Open() {
+		if len(writers) == 0 {
+			return false
+		}
+		m.do(Step{Kind: OpenIncident, Because: m.because()})
+	}
+	for _, w := range writers {
+		if !w.Held {
+			m.do(Step{Kind: ArmHold, Target: w.UID, Because: m.because()})
+		}
+		m.refuse("Reschedule", w.Namespace+"/"+w.Name, byProof, m.because())
+	}
+	return true
+}
+
+// hold keeps what is on the host there.
+func (m *maker) hold() {
+	m.out.Next = nextHeld
+	if m.openHold() && !m.underway() {
+		m.advance(evidence.StepHolding, m.because())
+	}
+}
+
+// underway is true from an Off command that the device may have taken until its outcome is known to be none.
+func (m *maker) underway() bool { return m.unsettled() || m.wasFenced() }
+
+// wasFenced is true when the boot of the incident is known to have been commanded off.
+func (m *maker) wasFenced() bool {
 	j := m.seen.Journal
-	if !j.Open() {
-		m.next(nextHealthy)
+	if j.ProofRecorded || m.seen.Node.Fenced || m.seen.Node.OutOfService {
+		return true
+	}
+	for _, a := range j.Attempts {
+		if a.Commanded() {
+			return true
+		}
+	}
+	return false
+}
+
+// living holds a host that lives without its kubelet, or fences it when it serves nothing and the apps ask for that.
+func (m *maker) living() {
+	if !m.servesNothing() {
+		m.hold()
 		return
 	}
-	m.next(nextHeld)
-	if !m.returned() {
+	if m.openHold() {
+		m.fence("the host lives, its kubelet does not, and no application on it serves (whenNotServing: Fence)")
+	}
+}
+
+func (m *maker) servesNothing() bool {
+	if m.policy.NotServing != verdict.Act || len(m.seen.Apps) == 0 {
+		return false
+	}
+	for _, a := range m.seen.Apps {
+		if a.Serving != evidence.ServingNo || !a.Exclusive || a.FailingFor < m.policy.ConfirmAfter {
+			return false
+		}
+	}
+	return true
+}
+
+// silent holds, and fences once the loss is confirmed: by a device that reads Off, or by silence while others are heard.
+func (m *maker) silent() {
+	m.out.Next = nextSuspect
+	if !m.openHold() {
+		m.out.Next = nextHealthy
 		return
 	}
-	if j.ProofRecorded || afterIsolate(j.Step) || m.seen.Node.Fenced || m.seen.Node.OutOfService {
-		m.returnGate()
+	if m.found.Refuted {
+		m.fence(m.because())
+		return
+	}
+	if m.braked("Fence", doubting) {
+		return
+	}
+	off := m.found.Rule() == "PowerReadsOff"
+	onItsWay := m.underway() && !m.anyReadsOn()
+	if !off && !onItsWay && m.braked("Fence", confirming) {
+		m.out.Next = nextSuspect
+		m.advance(evidence.StepSuspected, m.because())
+		return
+	}
+	m.fence(m.because())
+}
+
+func (m *maker) anyReadsOn() bool {
+	for _, p := range m.seen.Power {
+		if m.power(p.Method) == evidence.PowerOn {
+			return true
+		}
+	}
+	return false
+}
+
+// fence commands Off, once, by the first method that can be used; or goes on with what was commanded.
+func (m *maker) fence(because string) {
+	m.out.Next = nextFencing
+	if !m.underway() {
+		m.advance(evidence.StepConfirmed, because)
+	}
+	if m.braked("Fence", fencing) {
+		return
+	}
+	step := Step{Kind: Taint, Because: because}
+	if m.commandedAndOff() {
+		if m.seen.Node.Fenced {
+			return // the next reading, made after the taint is seen, is the proof
+		}
+	} else {
+		var ok bool
+		if m.method, ok = m.choose(); !ok {
+			return
+		}
+		step = Step{Kind: Isolate, Target: m.method.Method, Level: m.method.Level, Because: because}
+	}
+	if m.braked("Fence", isolating) {
+		if m.policy.Shadow {
+			m.out.Would = append(m.out.Would, step)
+		}
+		return
+	}
+	m.do(step)
+}
+
+// changesState is true when the Off command would switch a machine off that is not off.
+func (m *maker) changesState() bool {
+	return m.method.Method != "" && m.method.State != evidence.PowerOff
+}
+
+// commandedAndOff: this incident gave an Off command, its device took it, and a trusted reading shows Off now.
+func (m *maker) commandedAndOff() bool {
+	for _, p := range m.seen.Power {
+		if m.commanded(p.Method) && slices.Contains(m.found.ReadsOff, p.Method) && m.short(p) == "" {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *maker) commanded(method string) bool {
+	return m.count(method, evidence.AttemptAccepted, evidence.AttemptSettled) > 0
+}
+
+func (m *maker) short(p evidence.Power) string {
+	return p.Short(m.seen.Unreleased(), m.policy.MinimumProof)
+}
+
+// choose picks the first method, by level, that reads at all, belongs to this machine, is trusted, proves enough, and has not been in vain too often.
+// For a host that was declared lost and speaks, a method that lied is better than none.
+func (m *maker) choose() (evidence.Power, bool) {
+	why := ""
+	for _, p := range m.seen.Power {
+		if why = m.unusable(p); why == "" {
+			return p, true
+		}
+		if m.pending(p) {
+			return p, true // and the brake on it holds
+		}
+	}
+	m.out.Next = nextHeld
+	if len(m.seen.Power) == 0 {
+		m.out.Blocked = "no FencingProfile covers this host: power it off by hand and release it with an attestation, or add a profile"
+		return evidence.Power{}, false
+	}
+	m.out.Blocked = "no fencing method can be used (" + why + "): repair the device, or power the host off by hand"
+	if m.found.Refuted {
+		for _, p := range m.seen.Power {
+			if m.lastResort(p) {
+				return p, true
+			}
+		}
+	}
+	return evidence.Power{}, false
+}
+
+// unusable says why a method cannot be commanded now, or nothing if it can.
+func (m *maker) unusable(p evidence.Power) string {
+	switch {
+	case p.Identity == evidence.IdentityDiffers:
+		return p.Method + " belongs to another machine"
+	case p.State == evidence.PowerUnread:
+		return p.Method + " cannot be read: " + p.Why
+	case p.Identity != evidence.IdentityMatches:
+		return p.Method + " does not say which machine it belongs to"
+	case p.State == evidence.PowerGone:
+		return p.Method + " knows no such machine any more"
+	case m.seen.Journal.Distrusts(p.Method):
+		return p.Method + " lied in this incident"
+	case slices.Contains(m.found.Contradicted, p.Method):
+		return p.Method + " reads Off while the host shows life"
+	case m.short(p) != "":
+		return m.short(p)
+	case m.failedJustNow(p.Method):
+		return p.Method + " failed to take the command a moment ago"
+	case p.State == evidence.PowerOff && m.commanded(p.Method):
+		return p.Method + " was commanded off and reads Off, but is not believed while something else speaks against it"
+	case p.State == evidence.PowerOn && m.count(p.Method, evidence.AttemptSuperseded) >= maxTries,
+		m.count(p.Method, evidence.AttemptSuperseded) >= maxRepeats:
+		return fmt.Sprintf("%s was given %d Off commands and they had no effect", p.Method, m.count(p.Method, evidence.AttemptSuperseded))
+	default:
+		return ""
+	}
+}
+
+// pending is true while a device that was commanded off has only just begun to read Off.
+func (m *maker) pending(p evidence.Power) bool {
+	return m.power(p.Method) == evidence.PowerOff && m.commanded(p.Method) && !m.seen.Journal.Distrusts(p.Method) &&
+		!slices.Contains(m.found.Contradicted, p.Method) && p.At.Sub(p.OffSince) < settling
+}
+
+func (m *maker) lastResort(p evidence.Power) bool {
+	state := m.power(p.Method)
+	given := m.count(p.Method, evidence.AttemptAccepted, evidence.AttemptSettled, evidence.AttemptSuperseded)
+	return (state == evidence.PowerOn || state == evidence.PowerOff) && given <= maxTries && !m.failedJustNow(p.Method)
+}
+
+// failedJustNow is true when the latest attempt by the method failed, until its settling time is over: then it may be tried again.
+func (m *maker) failedJustNow(method string) bool {
+	failed := false
+	for _, a := range m.seen.Journal.Attempts {
+		if a.Method == method {
+			failed = a.State == evidence.AttemptFailed && !a.Overdue
+		}
+	}
+	return failed
+}
+
+func (m *maker) count(method string, states ...evidence.AttemptState) int {
+	n := 0
+	for _, a := range m.seen.Journal.Attempts {
+		if a.Method == method && slices.Contains(states, a.State) {
+			n++
+		}
+	}
+	return n
+}
+
+// lost releases, one irreversible step a round, and only on proof that was read in this very snapshot.
+func (m *maker) lost() {
+	m.out.Next = nextRelease
+	if !m.found.Proof.Fresh {
+		m.after()
+		return
+	}
+	because := "proof by " + m.found.Proof.Method
+	if !m.seen.Journal.ProofRecorded {
+		m.do(Step{Kind: RecordProof, Target: m.found.Proof.Method, Because: m.because()})
+	}
+	if len(m.seen.Unreleased()) == 0 {
+		m.after()
+		return
+	}
+	m.advance(evidence.StepReleasing, because)
+	if m.braked("Release", releasing) {
+		return
+	}
+	if !m.seen.Node.OutOfService {
+		m.do(Step{Kind: TaintOutOfService, Because: because})
+		return
+	}
+	for _, w := range m.removable() {
+		m.do(Step{Kind: DeletePod, Target: w.UID, Because: because})
+		return
+	}
+}
+
+// removable are the unreleased writers that a delete can still do something about.
+func (m *maker) removable() []evidence.Writer {
+	var out []evidence.Writer
+	for _, w := range m.seen.Unreleased() {
+		if !w.Removed || w.Held {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
+// after waits for detachment, takes the out-of-service taint off, and waits for the successors.
+func (m *maker) after() {
+	if m.braked("Recover", recovering) {
+		m.out.Next = nextFencing
+		return
+	}
+	switch step := m.seen.Journal.Step; {
+	case m.seen.Node.OutOfService:
+		m.do(Step{Kind: SwapTaint, Because: "nothing is attached any more"})
+		m.advance(evidence.StepRecovering, "every writer is released and detached")
+	case step == evidence.StepRecovering:
+		m.out.Next = nextSuspect
+		if !m.braked("Resolve", resolving) {
+			m.advance(evidence.StepResolved, "every application serves elsewhere")
+		}
+	case step == evidence.StepResolved && m.seen.Node.Read && m.seen.Node.Missing:
+		m.advance(evidence.StepRetired, "the Node was removed for good")
+	case step == evidence.StepResolved:
+		m.out.Next = nextReturn
+	default:
+		m.advance(evidence.StepRecovering, "every writer is released and detached")
+	}
+}
+
+// recovered wants a serving successor for every app of the incident.
+func (m *maker) recovered() bool {
+	for _, app := range m.seen.Journal.Apps {
+		serves := func(s evidence.Successor) bool { return s.App == app && s.Serving == evidence.ServingYes }
+		if !slices.ContainsFunc(m.seen.Successors, serves) {
+			return false
+		}
+	}
+	return true
+}
+
+// healthy ends what is open, through the return gate (invariant I8).
+func (m *maker) healthy() {
+	m.out.Next = nextHealthy
+	if !m.seen.Journal.Open() {
+		if m.heard() && !m.policy.Paused {
+			m.disarm() // what a hand-over or a crash left behind
+		}
+		return
+	}
+	m.out.Next = nextHeld
+	if !m.seen.SameBoot() && m.oldBootIsOver() {
+		return
+	}
+	if m.braked("Return", returning) {
 		return
 	}
 	m.disarm()
+	if m.seen.Node.Fenced || m.seen.Node.OutOfService {
+		m.do(Step{Kind: Untaint, Because: "nothing of the old boot is left"})
+	}
 	m.do(Step{Kind: Close, Because: m.because()})
 }
 
-// returned wants the kubelet heard by this observer, and well: a fresh observer's lease is young because the observer is.
-func (m *maker) returned() bool {
+// heard wants the kubelet heard by this observer, and well: a fresh observer's lease is young because the observer is.
+func (m *maker) heard() bool {
 	n := m.seen.Node
-	return n.Read && !n.Missing && n.Ready == evidence.ReadyTrue && m.seen.Lease.Moved && !m.found.Policy.Late(m.seen.Lease)
+	return n.Read && !n.Missing && n.Ready == evidence.ReadyTrue && m.seen.Lease.Moved && !m.policy.Late(m.seen.Lease)
 }
 
 func (m *maker) disarm() {
@@ -315,297 +609,35 @@ func (m *maker) disarm() {
 	}
 }
 
-// returnGate opens only for a new boot with nothing of the old one left (invariant I8).
-func (m *maker) returnGate() {
-	j := m.seen.Journal
+// oldBootIsOver does what is left to do for a boot that a newer one has ended, whether or not the newer one is well. It reports whether the incident
+// needs nothing more.
+func (m *maker) oldBootIsOver() bool {
+	proved := m.seen.Journal.ProofRecorded
+	if !m.underway() && m.policy.Late(m.seen.Lease) && !m.policy.Paused {
+		// The new boot fails too, and is judged by itself, in an incident of its own, with the holds still on.
+		m.do(Step{Kind: Close, Because: "the boot is over, and nothing was done to it"})
+		return true
+	}
+	old := m.oldWriters()
 	switch {
-	case m.unsettled():
-		m.refuse("Return", m.seen.Host.Node, "I8 an attempt is not settled")
-		m.next(nextFencing)
-	case m.seen.SameBoot():
-		m.refuse("Return", m.seen.Host.Node, "I8 the boot ID is still the one that was fenced")
-		m.next(nextReturn)
-	case j.ProofRecorded && m.oldWriters() > 0:
-		m.releaseOldBoot()
-	case j.ProofRecorded && len(m.seen.Attachments) > 0:
-		m.refuse("Return", m.seen.Host.Node, "I8 volumes are still attached from the fenced boot")
-		m.next(nextHeld)
-	default:
-		m.disarm()
-		m.do(Step{Kind: Untaint, Because: "new boot, nothing of the old one left"})
-		m.do(Step{Kind: Close, Because: "the host returned with a new boot"})
-	}
-}
-
-func (m *maker) oldWriters() int {
-	n := 0
-	for _, w := range m.seen.Writers {
-		if w.Held && !w.Finished {
-			n++
-		}
-	}
-	return n
-}
-
-// releaseOldBoot removes what proof had not yet released when the host came back: the old boot is over, and the fenced taint has
-// kept the new one from starting anything.
-func (m *maker) releaseOldBoot() {
-	m.next(nextRelease)
-	if !m.seen.Node.Fenced {
-		m.disarm() // nothing kept the kubelet from starting them again: they run in the new boot, in place
-		return
-	}
-	for _, w := range m.seen.Writers {
-		if w.Held && !w.Finished {
-			m.do(Step{Kind: DeletePod, Target: w.UID, Because: "its boot is over and proof was established"})
-			return
-		}
-	}
-}
-
-// notServing fences a host that lives without its kubelet and serves nothing, where the apps ask for it.
-func (m *maker) notServing() {
-	if m.found.Policy.NotServing != verdict.Act {
-		return
-	}
-	failing := 0
-	for _, a := range m.seen.Apps {
-		if a.Serving == evidence.ServingYes {
-			return
-		}
-		if a.Serving == evidence.ServingNo && a.FailingFor >= m.found.Policy.ConfirmAfter {
-			failing++
-		}
-	}
-	if failing > 0 && failing == len(m.seen.Apps) {
-		m.fence("the host lives, its kubelet does not, and no application on it serves (whenNotServing: Fence)")
-	}
-}
-
-func (m *maker) silent() {
-	m.next(nextSuspect)
-	if !m.openHold() {
-		return
-	}
-	off := len(m.found.ReadsOff) > 0 && m.found.Rule() == "PowerReadsOff"
-	confirmed := off || m.found.Policy.Confirmed(m.seen)
-	if afterIsolate(m.seen.Journal.Step) {
-		confirmed = true // fenced once, in this incident; the way goes on
-	}
-	if !confirmed {
-		m.advance(evidence.StepSuspected, m.because())
-		m.refuse("Fence", m.seen.Host.Node, fmt.Sprintf("confirmAfter: silent for %s of %s, or no other host heard since", m.seen.SilentFor().Round(time.Second), m.found.Policy.ConfirmAfter))
-		return
-	}
-	m.fence(m.because())
-}
-
-// fence commands Off, once, by the first method that can be used; or goes on with what was commanded.
-func (m *maker) fence(because string) {
-	p := m.found.Policy
-	m.next(nextFencing)
-	if m.unsettled() {
-		m.refuse("Fence", m.seen.Host.Node, "I2 an attempt is not settled")
-		return
-	}
-	if len(m.seen.Writers) == 0 {
-		m.refuse("Fence", m.seen.Host.Node, "no guarded writer is left on the host")
-		return
-	}
-	if m.commandedAndOff() {
-		if !m.seen.Node.Fenced {
-			m.do(Step{Kind: Taint, Because: because})
-		}
-		return // the next reading, made after the taint is seen, is the proof
-	}
-	method, ok := m.choose()
-	if !ok {
-		return
-	}
-	step := Step{Kind: Isolate, Target: method.Method, Level: method.Level, Because: because}
-	changesState := method.State != evidence.PowerOff
-	switch {
-	case p.Paused:
-		m.refuse("Fence", m.seen.Host.Node, "mode Paused")
-	case p.Shadow:
-		m.out.Would = append(m.out.Would, step)
-		m.refuse("Fence", m.seen.Host.Node, "mode Shadow")
-	case p.OnLoss != verdict.Act:
-		m.refuse("Fence", m.seen.Host.Node, "onHostLoss.action Hold")
-		m.out.Blocked = "onHostLoss.action is Hold: power the host off by hand, or set FenceAndMigrate"
-	case p.ManualApproval && changesState && !m.seen.Journal.Approved:
-		m.out.ApprovalRequired = true
-		m.refuse("Fence", m.seen.Host.Node, "onHostLoss.approval Manual")
-	case changesState && !m.budget.Left():
-		m.out.BudgetExhausted = true
-		m.refuse("Fence", m.seen.Host.Node, fmt.Sprintf("I5 budget: %d of %d Off commands spent", m.budget.Used, m.budget.Max))
-	default:
-		m.advance(evidence.StepConfirmed, because)
-		m.do(step)
-		return
-	}
-	m.next(nextHeld)
-}
-
-// commandedAndOff: this incident gave an Off command, its device took it, and a trusted reading shows Off now.
-func (m *maker) commandedAndOff() bool {
-	for _, a := range m.seen.Journal.Attempts {
-		if a.Commanded() && has(m.found.ReadsOff, a.Method) {
-			return true
-		}
+	case !proved || m.unsettled():
+	case len(old) == 0 && !m.heard():
+		m.after()
+	case len(old) > 0 && m.seen.Node.Fenced && !m.policy.Paused && !m.policy.Shadow:
+		// Proof was established, and the fenced taint has kept the new boot from starting them.
+		m.out.Next = nextRelease
+		m.do(Step{Kind: DeletePod, Target: old[0].UID, Because: "its boot is over and proof was established"})
 	}
 	return false
 }
 
-// choose picks the first method, by level, that reads at all, belongs to this machine, is trusted, and has not been in vain too often.
-func (m *maker) choose() (evidence.Power, bool) {
-	if len(m.seen.Power) == 0 {
-		m.out.Blocked = "no FencingProfile covers this host: power it off by hand and release it with an attestation, or add a profile"
-		m.next(nextHeld)
-		return evidence.Power{}, false
-	}
-	why := ""
-	for _, p := range m.seen.Power {
-		switch {
-		case m.seen.Journal.Distrusts(p.Method):
-			why = p.Method + " lied in this incident"
-		case has(m.found.Contradicted, p.Method):
-			why = p.Method + " reads Off while the host shows life"
-		case p.Identity == evidence.IdentityDiffers:
-			why = p.Method + " belongs to another machine"
-		case p.State == evidence.PowerUnread:
-			why = p.Method + " cannot be read: " + p.Why
-		case p.Identity != evidence.IdentityMatches:
-			why = p.Method + " does not say which machine it belongs to"
-		case m.tries(p.Method) >= maxTries:
-			why = fmt.Sprintf("%s took %d Off commands and had no effect", p.Method, m.tries(p.Method))
-		default:
-			return p, true
-		}
-	}
-	m.out.Blocked = "no fencing method can be used (" + why + "): repair the device, or power the host off by hand"
-	m.next(nextHeld)
-	return evidence.Power{}, false
-}
-
-func (m *maker) tries(method string) int {
-	n := 0
-	for _, a := range m.seen.Journal.Attempts {
-		if a.Method == method && a.State == evidence.AttemptSuperseded {
-			n++
-		}
-	}
-	return n
-}
-
-// lost releases, one irreversible step a round, and only on proof that was read in this very snapshot.
-func (m *maker) lost() {
-	j := m.seen.Journal
-	m.next(nextRelease)
-	if !m.found.Proof.Fresh {
-		m.after()
-		return
-	}
-	if !j.ProofRecorded {
-		m.do(Step{Kind: RecordProof, Target: m.found.Proof.Method, Because: m.because()})
-	}
-	writers := m.unreleased()
-	switch {
-	case len(writers) > 0 && !m.seen.Node.OutOfService:
-		m.advance(evidence.StepReleasing, "proof by "+m.found.Proof.Method)
-		m.do(Step{Kind: TaintOutOfService, Because: "proof by " + m.found.Proof.Method})
-	case len(writers) > 0:
-		m.advance(evidence.StepReleasing, "proof by "+m.found.Proof.Method)
-		m.do(Step{Kind: DeletePod, Target: writers[0].UID, Because: "proof by " + m.found.Proof.Method})
-	default:
-		m.after()
-	}
-}
-
-func (m *maker) unreleased() []evidence.Writer {
+// oldWriters are the pods that the old boot ran.
+func (m *maker) oldWriters() []evidence.Writer {
 	var out []evidence.Writer
-	for _, w := range m.seen.Writers {
-		if !w.Finished {
+	for _, w := range m.removable() {
+		if (w.Held || w.BootID == m.seen.Host.BootID) && (w.BootID == "" || w.BootID != m.seen.Node.BootID) {
 			out = append(out, w)
 		}
 	}
 	return out
-}
-
-// after waits for detachment, takes the out-of-service taint off, and waits for the successors.
-func (m *maker) after() {
-	j := m.seen.Journal
-	switch {
-	case len(m.seen.Attachments) > 0:
-		m.refuse("Recover", m.seen.Host.Node, fmt.Sprintf("%d volumes are still attached", len(m.seen.Attachments)))
-	case m.seen.Node.OutOfService:
-		m.do(Step{Kind: SwapTaint, Because: "nothing is attached any more"})
-		m.advance(evidence.StepRecovering, "every writer is released and detached")
-	case j.Step == evidence.StepReleasing || j.Step == evidence.StepFencing || j.Step == evidence.StepConfirmed:
-		m.advance(evidence.StepRecovering, "every writer is released and detached")
-	case j.Step == evidence.StepRecovering && m.recovered():
-		m.advance(evidence.StepResolved, "every application serves elsewhere")
-	case j.Step == evidence.StepResolved:
-		m.out.Next = nextReturn
-	default:
-		m.out.Next = nextSuspect
-	}
-}
-
-// recovered wants a serving successor for every app of the incident.
-func (m *maker) recovered() bool {
-	for _, app := range m.seen.Journal.Apps {
-		serves := false
-		for _, s := range m.seen.Successors {
-			serves = serves || (s.App == app && s.Serving == evidence.ServingYes)
-		}
-		if !serves {
-			return false
-		}
-	}
-	return true
-}
-
-func (m *maker) blind() {
-	m.next(nextHeld)
-	m.openHold()
-	m.refuse("Fence", m.seen.Host.Node, "Blind: "+m.found.Findings[0].Because)
-}
-
-func (m *maker) unknown() {
-	m.next(nextSuspect)
-	for _, method := range m.found.Contradicted {
-		if !m.seen.Journal.Distrusts(method) && m.seen.Journal.Open() && m.found.Refuted {
-			m.do(Step{Kind: Distrust, Target: method, Because: m.because()})
-		}
-	}
-	if !m.openHold() {
-		return
-	}
-	if m.found.Refuted {
-		m.refuteFence()
-		return
-	}
-	m.refuse("Fence", m.seen.Host.Node, "Unknown: "+m.found.Findings[0].Because)
-}
-
-// refuteFence fences a boot that was declared lost and speaks: at once, and outside the budget.
-func (m *maker) refuteFence() {
-	m.next(nextFencing)
-	if m.unsettled() {
-		m.refuse("Fence", m.seen.Host.Node, "I2 an attempt is not settled")
-		return
-	}
-	if method, ok := m.choose(); ok && !m.found.Policy.Paused && !m.found.Policy.Shadow {
-		m.do(Step{Kind: Isolate, Target: method.Method, Level: method.Level, Because: m.because()})
-	}
-}
-
-func has(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }

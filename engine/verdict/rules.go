@@ -5,25 +5,12 @@ package verdict
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/holdfast-dev/holdfast/engine/evidence"
 )
-
-// sight is a snapshot with what the rules ask of it worked out once.
-type sight struct {
-	evidence.Snapshot
-	policy Policy
-
-	late         bool
-	serving      []string // pods that answer their own probes
-	failing      []string // pods that fail them
-	readsOff     []string
-	contradicted []string
-	proof        Proof
-	proofGap     string // why a device that reads Off proves nothing yet
-}
 
 type rule struct {
 	name string
@@ -35,124 +22,81 @@ type rule struct {
 var rules = []rule{
 	{"ProofRefuted", Unknown, proofRefuted},
 	{"VerifiedOff", Lost, verifiedOff},
+	{"OtherMachine", Unknown, otherMachine},
 	{"NewBoot", Healthy, newBoot},
 	{"LossStands", Lost, lossStands},
 	{"ObserverDeaf", Blind, observerDeaf},
-	{"NodeUnread", Unknown, nodeUnread},
+	{"NotRead", Unknown, notRead},
 	{"NodeMissing", Unknown, nodeMissing},
-	{"DeviceContradicted", Unknown, deviceContradictedUnderFence},
+	{"DeviceContradicted", Unknown, deviceContradicted},
 	{"PowerReadsOff", Silent, powerReadsOff},
 	{"ManyHostsLate", Blind, manyHostsLate},
 	{"KubeletSaysRuntimeDown", RuntimeDown, runtimeDown},
 	{"WriterAnswers", KubeletDown, writerAnswers},
 	{"UserspaceAnswers", KubeletDown, userspaceAnswers},
 	{"OnlyKernelAnswers", Hung, onlyKernelAnswers},
+	{"OnlyLeaseMoves", Isolated, onlyLeaseMoves},
 	{"NothingAnswers", Silent, nothingAnswers},
 	{"LeaseFreshAppFails", AppDown, appFails},
 	{"LeaseFresh", Healthy, leaseFresh},
 	{"NotEnoughSeen", Unknown, notEnoughSeen},
 }
 
-func look(s evidence.Snapshot, p Policy) sight {
-	in := sight{Snapshot: s, policy: p, late: p.Late(s.Lease)}
-	for _, a := range s.Apps {
-		switch {
-		case a.Serving == evidence.ServingYes && a.Exclusive:
-			in.serving = append(in.serving, a.Pod)
-		case a.Serving == evidence.ServingNo:
-			in.failing = append(in.failing, a.Pod)
-		}
-	}
-	for _, pw := range s.Power {
-		if pw.State != evidence.PowerOff || pw.Identity != evidence.IdentityMatches {
-			continue
-		}
-		if rank, _ := s.Life(pw.OffSince); rank != evidence.RankNone {
-			in.contradicted = append(in.contradicted, pw.Method)
-			continue
-		}
-		if !s.Journal.Distrusts(pw.Method) {
-			in.readsOff = append(in.readsOff, pw.Method)
-		}
-	}
-	in.proof, in.proofGap = prove(in)
-	return in
-}
-
-// prove looks for proof that holds in this very snapshot (invariants I1, I3, I4).
-func prove(in sight) (Proof, string) {
-	gap := "no device reads Off for this machine"
-	for _, pw := range in.Power {
-		if !contains(in.readsOff, pw.Method) {
-			continue
-		}
-		attempt, commanded := commandedBy(in.Journal, pw.Method)
-		switch {
-		case !in.Node.Read || in.Node.Missing:
-			gap = "the Node cannot be read"
-		case !in.SameBoot():
-			gap = "the Node has another boot ID"
-		case !commanded:
-			gap = pw.Method + " reads Off, but Off was not commanded in this incident"
-		case !in.Node.Fenced:
-			gap = "the Node does not carry the fenced taint yet"
-		case pw.At < in.Node.At:
-			gap = pw.Method + " was read before the taint was seen"
-		case pw.Strength < in.policy.MinimumProof:
-			gap = fmt.Sprintf("%s proves %s, and %s is asked for", pw.Method, pw.Strength, in.policy.MinimumProof)
-		case uncovered(in.Writers, pw) != "":
-			gap = pw.Method + " does not cut volume " + uncovered(in.Writers, pw)
-		default:
-			return Proof{Method: pw.Method, Attempt: attempt, Strength: pw.Strength, Fresh: true}, ""
-		}
-	}
-	return Proof{}, gap
-}
-
-func commandedBy(j evidence.Journal, method string) (id string, ok bool) {
-	for _, a := range j.Attempts {
-		if a.Method == method && a.Commanded() {
-			id, ok = a.ID, true
-		}
-	}
-	return id, ok
-}
-
-func uncovered(writers []evidence.Writer, pw evidence.Power) string {
-	for _, w := range writers {
-		for _, v := range w.Volumes {
-			if !w.Finished && !pw.Covers(v.Driver) {
-				return v.Claim
-			}
-		}
-	}
-	return ""
-}
-
 func proofRefuted(in sight) (string, bool) {
-	if !in.Journal.ProofRecorded || !in.SameBoot() || in.Node.Missing {
+	if !in.Journal.Open() || !in.Journal.ProofRecorded || !in.SameBoot() || in.Node.Missing {
 		return "", false
 	}
+	if liar := in.proofRestsOnLiar(); liar != "" {
+		return "the proof rested on " + liar + ", which lied", true
+	}
 	if len(in.contradicted) > 0 {
-		_, who := in.Life(offSince(in.Snapshot, in.contradicted[0]))
+		_, who := in.Life(in.offSince(in.contradicted[0]))
 		return fmt.Sprintf("%s reads Off, but %s showed life since", in.contradicted[0], who), true
 	}
-	for _, pw := range in.Power {
-		// The device reads On, or something else, and the kubelet has posted a status for the boot that was declared lost.
-		if pw.State == evidence.PowerOn && in.Node.Spoke && in.Node.Read && in.Node.Ready == evidence.ReadyTrue && !in.late {
-			return "the kubelet posts status for a boot that was declared lost, and " + pw.Method + " reads On", true
+	off, seen := in.lastOff()
+	if in.Node.Spoke && (!seen || in.Node.SpokeNotBefore >= off) {
+		return "the kubelet posts status for a boot that was declared lost", true
+	}
+	for _, a := range in.Apps {
+		// The fenced taint keeps a new boot from starting the pod, and no other sign of life names its boot.
+		if seen && in.Node.Fenced && a.Exclusive && a.HasAnswer && a.LastAnswer >= off+evidence.Instant(holdUp) {
+			return a.Pod + " answers from a boot that was declared lost", true
 		}
 	}
 	return "", false
 }
 
-func offSince(s evidence.Snapshot, method string) evidence.Instant {
-	for _, pw := range s.Power {
+// proofRestsOnLiar names a distrusted method that was commanded, unless a trusted one has been seen off by command too.
+func (in sight) proofRestsOnLiar() string {
+	liar := ""
+	for _, a := range in.Journal.Attempts {
+		switch {
+		case in.Journal.Distrusts(a.Method) && a.State != evidence.AttemptFailed:
+			liar = a.Method
+		case !in.Journal.Distrusts(a.Method) && a.State == evidence.AttemptSettled:
+			return ""
+		}
+	}
+	return liar
+}
+
+func (in sight) offSince(method string) evidence.Instant {
+	for _, pw := range in.Power {
 		if pw.Method == method {
 			return pw.OffSince
 		}
 	}
 	return 0
+}
+
+// lastOff is when any trusted device of this machine was last read Off by this observer.
+func (in sight) lastOff() (last evidence.Instant, seen bool) {
+	for _, pw := range in.Power {
+		if pw.HasOff && !in.Journal.Distrusts(pw.Method) && (!seen || pw.LastOff > last) {
+			last, seen = pw.LastOff, true
+		}
+	}
+	return last, seen
 }
 
 func verifiedOff(in sight) (string, bool) {
@@ -162,8 +106,21 @@ func verifiedOff(in sight) (string, bool) {
 	return fmt.Sprintf("%s was commanded Off (%s), the Node is tainted, and it reads Off since", in.proof.Method, in.proof.Attempt), true
 }
 
+// lossIsComplete is true when proof was established and nothing is left to release.
+func (in sight) lossIsComplete() bool {
+	return in.Journal.Open() && in.Journal.ProofRecorded && in.Listed && len(in.Unreleased()) == 0
+}
+
+// otherMachine holds while another machine runs under the Node's name: its boot ID says nothing of the first machine's.
+func otherMachine(in sight) (string, bool) {
+	if !in.Journal.Open() || !in.Node.Read || in.Node.Missing || in.Node.SystemUUID == in.Host.SystemUUID || in.lossIsComplete() {
+		return "", false
+	}
+	return fmt.Sprintf("the Node now names machine %s; machine %s may still run", in.Node.SystemUUID, in.Host.SystemUUID), true
+}
+
 func newBoot(in sight) (string, bool) {
-	if !in.Journal.Open() || !in.Node.Read || in.Node.Missing || in.SameBoot() {
+	if !in.Journal.Open() || !in.Node.Read || in.Node.Missing || !in.Listed || in.SameBoot() {
 		return "", false
 	}
 	return fmt.Sprintf("boot %s runs now; boot %s is over", short(in.Node.BootID), short(in.Host.BootID)), true
@@ -171,7 +128,7 @@ func newBoot(in sight) (string, bool) {
 
 // lossStands keeps the verdict while nothing is left to release; it releases nothing.
 func lossStands(in sight) (string, bool) {
-	if !in.Journal.Open() || !in.Journal.ProofRecorded || len(in.Writers) > 0 {
+	if !in.lossIsComplete() || !in.Node.Read {
 		return "", false
 	}
 	return "proof was established, every writer is released, and this boot has not spoken since", true
@@ -184,11 +141,11 @@ func observerDeaf(in sight) (string, bool) {
 	return "the API has not answered for " + span(in.Cluster.APISilent), true
 }
 
-func nodeUnread(in sight) (string, bool) {
-	if in.Node.Read && in.Lease.Read {
+func notRead(in sight) (string, bool) {
+	if in.Node.Read && in.Lease.Read && in.Listed {
 		return "", false
 	}
-	return "the Node or its Lease could not be read", true
+	return "the Node, its Lease, or what the API lists for it could not be read", true
 }
 
 func nodeMissing(in sight) (string, bool) {
@@ -198,24 +155,33 @@ func nodeMissing(in sight) (string, bool) {
 	return "the Node object is gone; the machine may still run", true
 }
 
-func deviceContradictedUnderFence(in sight) (string, bool) {
-	if len(in.contradicted) == 0 {
+// deviceContradicted holds a host whose device says Off while the host says otherwise; where the application answers, or the lease moves, the
+// rules on life say more.
+func deviceContradicted(in sight) (string, bool) {
+	if len(in.contradicted) == 0 || !in.late {
 		return "", false
 	}
-	rank, who := in.Life(offSince(in.Snapshot, in.contradicted[0]))
-	if rank == evidence.RankWriter || !in.late {
-		return "", false // the rules on life say more
+	rank, who := in.Life(in.offSince(in.contradicted[0]))
+	if rank == evidence.RankWriter {
+		return "", false
 	}
 	return fmt.Sprintf("%s reads Off, but %s showed life (%s) since", in.contradicted[0], who, rank), true
 }
 
-// powerReadsOff believes a device only where something else already points the same way: an application that fails its probes or a
-// late lease, and no application that serves. That way a device that lies about a host which is well starts nothing.
+// powerReadsOff believes a device only where something else points the same way: a late lease, or an application that fails its probes on a
+// host whose port does not answer either, and no application that serves. A device that lies about a host which is well starts nothing.
 func powerReadsOff(in sight) (string, bool) {
-	if len(in.readsOff) == 0 || len(in.serving) > 0 || (len(in.failing) == 0 && !in.late) {
+	if len(in.readsOff) == 0 || len(in.serving) > 0 {
 		return "", false
 	}
-	return strings.Join(in.readsOff, ", ") + " reads Off for this machine, and nothing has shown life since; not proof yet: " + in.proofGap, true
+	if !in.late && (len(in.failing) == 0 || !in.Port.Silent()) {
+		return "", false
+	}
+	because := strings.Join(in.readsOff, ", ") + " reads Off for this machine, and nothing has shown life since"
+	if !in.proof.Fresh {
+		because += "; not proof yet: " + in.proofGap
+	}
+	return because, true
 }
 
 func manyHostsLate(in sight) (string, bool) {
@@ -226,11 +192,6 @@ func manyHostsLate(in sight) (string, bool) {
 	return fmt.Sprintf("%d of %d hosts have a late lease: the view is at fault before they are", c.StaleHosts, c.Hosts), true
 }
 
-// suspicious is true when anything at all speaks against the host.
-func (in sight) suspicious() bool {
-	return in.late || in.Node.Ready != evidence.ReadyTrue || len(in.failing) > 0
-}
-
 func runtimeDown(in sight) (string, bool) {
 	if in.late || in.Node.Ready != evidence.ReadyFalse || !in.Node.RuntimeDown {
 		return "", false
@@ -239,45 +200,59 @@ func runtimeDown(in sight) (string, bool) {
 }
 
 func writerAnswers(in sight) (string, bool) {
-	if !in.late || len(in.serving) == 0 {
+	if !in.lost() || len(in.serving) == 0 {
 		return "", false
 	}
-	return fmt.Sprintf("lease late %s; %s answers its own probes; port 10250: %s", span(in.Lease.Age), strings.Join(in.serving, ", "), in.Port.Answer), true
+	return fmt.Sprintf("%s; %s answers its own probes; port 10250: %s", in.leaseWords(), strings.Join(in.serving, ", "), in.Port.Answer), true
 }
 
 func userspaceAnswers(in sight) (string, bool) {
-	if !in.late || in.Port.Answer.Rank() != evidence.RankUserspace {
+	if !in.lost() || in.Port.Answer.Rank() != evidence.RankUserspace {
 		return "", false
 	}
-	return fmt.Sprintf("lease late %s, but the kubelet speaks on port 10250", span(in.Lease.Age)), true
+	return in.leaseWords() + ", but the kubelet speaks on port 10250", true
 }
 
 func onlyKernelAnswers(in sight) (string, bool) {
-	if !in.late || len(in.serving) > 0 || in.Port.Answer.Rank() == evidence.RankUserspace {
+	if !in.lost() || len(in.serving) > 0 || in.Port.Answer.Rank() == evidence.RankUserspace {
 		return "", false
 	}
 	if in.Port.Answer.Rank() == evidence.RankKernel {
-		return fmt.Sprintf("lease late %s; port 10250: %s; no application serves", span(in.Lease.Age), in.Port.Answer), true
+		return fmt.Sprintf("%s; port 10250: %s; no application is known to serve", in.leaseWords(), in.Port.Answer), true
 	}
-	for _, a := range in.Apps {
-		if a.Kernel && a.Exclusive {
-			return fmt.Sprintf("lease late %s; the kernel refuses for %s; no application serves", span(in.Lease.Age), a.Pod), true
-		}
+	if pod, ok := in.kernelRefuses(); ok {
+		return fmt.Sprintf("%s; the kernel refuses for %s; no application is known to serve", in.leaseWords(), pod), true
 	}
 	return "", false
 }
 
-func nothingAnswers(in sight) (string, bool) {
-	if len(in.serving) > 0 || (len(in.failing) == 0 && !in.late) {
+// onlyLeaseMoves tells a host that cannot be reached from one that is dead: its lease was renewed in the later half of the time in which nothing
+// answered. A dead host's last renewal lies at the very beginning of that time, if in it at all.
+func onlyLeaseMoves(in sight) (string, bool) {
+	if in.late || !in.Lease.Moved || len(in.serving) > 0 || len(in.failing) == 0 || !in.Port.Silent() {
 		return "", false
 	}
-	if in.Port.Answer != evidence.AnswerNone && in.Port.Answer != evidence.AnswerUnreachable {
+	if _, ok := in.kernelRefuses(); ok {
 		return "", false
 	}
+	silence := time.Duration(0)
 	for _, a := range in.Apps {
-		if a.Kernel && a.Exclusive {
-			return "", false
+		if slices.Contains(in.failing, a.Pod) && (silence == 0 || a.FailingFor < silence) {
+			silence = a.FailingFor
 		}
+	}
+	if in.At.Sub(in.Lease.NotBefore) > silence/2 {
+		return "", false
+	}
+	return "the lease was renewed while neither " + strings.Join(in.failing, ", ") + " nor port 10250 answered: the host lives and cannot be reached", true
+}
+
+func nothingAnswers(in sight) (string, bool) {
+	if len(in.serving) > 0 || (len(in.failing) == 0 && !in.late) || !in.Port.Silent() {
+		return "", false
+	}
+	if _, ok := in.kernelRefuses(); ok {
+		return "", false
 	}
 	return fmt.Sprintf("no plane answers for %s; port 10250: %s; lease %s old", span(in.SilentFor()), in.Port.Answer, span(in.Lease.Age)), true
 }
@@ -292,6 +267,9 @@ func appFails(in sight) (string, bool) {
 func leaseFresh(in sight) (string, bool) {
 	if in.late || len(in.failing) > 0 || in.Lease.Missing {
 		return "", false
+	}
+	if in.Journal.Open() && !in.Lease.Moved {
+		return "", false // the lease is young because the observer is
 	}
 	switch in.Node.Ready {
 	case evidence.ReadyTrue:
@@ -308,13 +286,15 @@ func notEnoughSeen(in sight) (string, bool) {
 	return fmt.Sprintf("lease %s old, Ready %s, port 10250 %s: no rule can tell", span(in.Lease.Age), in.Node.Ready, in.Port.Answer), true
 }
 
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
+func (in sight) leaseWords() string {
+	switch {
+	case in.Lease.Missing:
+		return "lease missing"
+	case in.late:
+		return "lease late " + span(in.Lease.Age)
+	default:
+		return "Ready Unknown, lease not seen to move"
 	}
-	return false
 }
 
 func short(id string) string {

@@ -8,6 +8,7 @@
 package verdict
 
 import (
+	"slices"
 	"time"
 
 	"github.com/holdfast-dev/holdfast/engine/evidence"
@@ -96,6 +97,9 @@ type Found struct {
 	Contradicted []string
 	// Refuted is true when the host was declared lost, and then showed life in the same boot.
 	Refuted bool
+	// Liars names the methods that must not be trusted again in this incident: their word was contradicted, or the proof that was refuted
+	// rested on it.
+	Liars []string
 }
 
 // Rule returns the name of the rule that gave the class.
@@ -115,24 +119,42 @@ type Proof struct {
 	Fresh bool
 }
 
+// measure is the span by which a lease is judged: StaleAfter, or the lease's own duration, or what a kubelet asks for by default.
+func (p Policy) measure(l evidence.Lease) time.Duration {
+	switch {
+	case p.StaleAfter > 0:
+		return p.StaleAfter
+	case l.Duration > 0:
+		return l.Duration
+	default:
+		return 40 * time.Second
+	}
+}
+
 // Late reports whether the kubelet has missed renewals: nothing was seen to move for three eighths of the lease's duration
 // (a kubelet renews at a quarter of it), or of StaleAfter when that is set.
 func (p Policy) Late(l evidence.Lease) bool {
-	d := l.Duration
-	if p.StaleAfter > 0 {
-		d = p.StaleAfter
-	}
-	return l.Read && (l.Missing || l.Age > d*3/8)
+	return l.Read && (l.Missing || l.Age > p.measure(l)*3/8)
 }
+
+// Contrast is how long after a host's last sign of life some other host must have renewed its lease for the silence to be the host's own. It is five
+// sixteenths of the lease's duration: when a cluster falls silent all at once, a host that was well had renewed within the quarter before
+// (and a little for jitter), so no other can have renewed that much later.
+func (p Policy) Contrast(l evidence.Lease) time.Duration { return p.measure(l) * 5 / 16 }
 
 // Confirmed reports whether silence has lasted long enough, while others were heard, to fence a host whose power reads On.
 //
 // It wants three things at once: no sign of life on any plane for ConfirmAfter; the lease late as well; and a renewal by some other host,
-// not the observer's own, that came after this host's last sign of life. Without the last one the observer cannot tell a dead host from
-// its own deafness, and one host's lease may be late several seconds before the others' are (renewals are not in step).
+// not the observer's own, that came well after this host's last sign of life (see Contrast). Without the last one the observer cannot tell a
+// dead host from its own deafness: renewals are not in step, and when all stop at once one host is late several seconds before the others.
+// docs/adr/0004-contrast-before-confirming.md has the arithmetic.
 func (p Policy) Confirmed(s evidence.Snapshot) bool {
-	return s.SilentFor() >= p.ConfirmAfter && p.Late(s.Lease) &&
-		s.Cluster.HasOther && s.Cluster.OtherNotBefore > s.LastLife()
+	return s.SilentFor() >= p.ConfirmAfter && p.Late(s.Lease) && p.Contrasted(s)
+}
+
+// Contrasted reports whether another host was heard when this one, had it been well, would have been heard again.
+func (p Policy) Contrasted(s evidence.Snapshot) bool {
+	return s.Cluster.HasOther && s.Cluster.OtherNotBefore.Sub(s.LastLife()) > p.Contrast(s.Lease)
 }
 
 // Decide gives the verdict. It evaluates every rule; the first that fires gives the class.
@@ -152,7 +174,21 @@ func Decide(s evidence.Snapshot, p Policy) Found {
 		found.Proof = Proof{Method: in.proof.Method, Strength: in.proof.Strength}
 	}
 	found.Refuted = found.has("ProofRefuted")
+	found.Liars = in.liars(found.Refuted)
 	return found
+}
+
+func (in sight) liars(refuted bool) []string {
+	if !in.Journal.Open() {
+		return nil
+	}
+	out := slices.Clone(in.contradicted)
+	for _, pw := range in.Power {
+		if _, commanded := commandedBy(in.Journal, pw.Method); refuted && commanded && !slices.Contains(out, pw.Method) {
+			out = append(out, pw.Method)
+		}
+	}
+	return out
 }
 
 func (f Found) has(rule string) bool {

@@ -1,0 +1,162 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package verdict
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+)
+
+const (
+	// holdUp is how long a machine may go on answering after its device has begun to read Off: a power supply holds up, a probe was in flight.
+	// Later life means that the device lied.
+	holdUp = time.Second
+	// quietAfterHoldUp is how long nothing may be heard before a device is believed whose host still answered within holdUp.
+	quietAfterHoldUp = 3 * time.Second
+)
+
+// sight is a snapshot with what the rules ask of it worked out once.
+type sight struct {
+	evidence.Snapshot
+	policy Policy
+
+	late         bool
+	serving      []string // pods that answer their own probes
+	failing      []string // pods that fail them
+	readsOff     []string // methods whose reading of Off is believed
+	contradicted []string // methods that read Off although the host has shown life since
+	proof        Proof
+	proofGap     string // why a device that reads Off proves nothing yet
+}
+
+func look(s evidence.Snapshot, p Policy) sight {
+	in := sight{Snapshot: s, policy: p, late: p.Late(s.Lease), proofGap: "no device reads Off for this machine"}
+	for _, a := range s.Apps {
+		switch {
+		case !a.Exclusive: // whoever answers there, or does not, may be another pod
+		case a.Serving == evidence.ServingYes:
+			in.serving = append(in.serving, a.Pod)
+		case a.Serving == evidence.ServingNo:
+			in.failing = append(in.failing, a.Pod)
+		}
+	}
+	for _, pw := range s.Power {
+		if pw.State == evidence.PowerOff && pw.Identity == evidence.IdentityMatches {
+			in.weigh(pw)
+		}
+	}
+	for _, pw := range s.Power {
+		if !slices.Contains(in.readsOff, pw.Method) {
+			continue
+		}
+		if gap := in.gap(pw); gap != "" {
+			in.proofGap = gap
+			continue
+		}
+		attempt, _ := commandedBy(s.Journal, pw.Method)
+		in.proof = Proof{Method: pw.Method, Attempt: attempt, Strength: pw.Strength, Fresh: true}
+		break
+	}
+	return in
+}
+
+// weigh believes a reading of Off, or says why not. Life that came after Off refutes it; older life does not.
+func (in *sight) weigh(pw evidence.Power) {
+	if in.Journal.Distrusts(pw.Method) {
+		in.proofGap = pw.Method + " lied in this incident"
+		return
+	}
+	rank, who := in.Life(pw.OffSince + evidence.Instant(holdUp))
+	if rank != evidence.RankNone {
+		in.contradicted = append(in.contradicted, pw.Method)
+		in.proofGap = pw.Method + " reads Off, but " + who + " showed life since"
+		return
+	}
+	if other := in.readsOn(); other != "" {
+		in.proofGap = fmt.Sprintf("%s reads Off, but %s reads On", pw.Method, other)
+		return
+	}
+	if rank, who = in.Life(pw.OffSince); rank != evidence.RankNone && pw.At.Sub(pw.OffSince) < quietAfterHoldUp {
+		in.proofGap = fmt.Sprintf("%s showed life just as %s began to read Off", who, pw.Method)
+		return
+	}
+	in.readsOff = append(in.readsOff, pw.Method)
+}
+
+// readsOn names a trusted device of this machine that reads On.
+func (in *sight) readsOn() string {
+	for _, pw := range in.Power {
+		if pw.State == evidence.PowerOn && pw.Identity == evidence.IdentityMatches && !in.Journal.Distrusts(pw.Method) {
+			return pw.Method
+		}
+	}
+	return ""
+}
+
+// gap says why a device that reads Off does not yet prove, in this very snapshot, that nothing on the host can write (invariants I1, I3, I4).
+// It is empty when it does.
+func (in *sight) gap(pw evidence.Power) string {
+	_, commanded := commandedBy(in.Journal, pw.Method)
+	switch {
+	case !in.Node.Read || in.Node.Missing || !in.Lease.Read:
+		return "the Node or its Lease cannot be read"
+	case !in.Listed:
+		return "the pods of the host cannot be listed"
+	case !in.SameBoot():
+		return "the Node has another boot ID"
+	case !in.SameMachine():
+		return "the Node names another machine"
+	case !commanded:
+		return pw.Method + " reads Off, but Off was not commanded in this incident"
+	case !in.Node.Fenced:
+		return "the Node does not carry the fenced taint yet"
+	case pw.At < in.Node.At:
+		return pw.Method + " was read before the taint was seen"
+	case !in.late && !in.askedInVain(pw.OffSince):
+		return "nothing has been asked in vain since " + pw.Method + " reads Off"
+	default:
+		return pw.Short(in.Unreleased(), in.policy.MinimumProof)
+	}
+}
+
+// askedInVain reports whether the host was given the chance to contradict: its port was asked since the instant given, and did not answer.
+func (in *sight) askedInVain(since evidence.Instant) bool {
+	return in.Port.Silent() && in.Port.Asked >= since
+}
+
+func commandedBy(j evidence.Journal, method string) (id string, ok bool) {
+	if !j.Open() {
+		return "", false
+	}
+	for _, a := range j.Attempts {
+		if a.Method == method && a.Commanded() {
+			id, ok = a.ID, true
+		}
+	}
+	return id, ok
+}
+
+// lost reports whether the control plane has lost the kubelet: by this observer's own watch, or, before this observer has seen the
+// lease move at all, by the word of the node lifecycle controller, which has watched for longer.
+func (in sight) lost() bool {
+	return in.late || (in.Node.Ready == evidence.ReadyUnknown && !in.Lease.Moved)
+}
+
+// suspicious is true when anything at all speaks against the host.
+func (in sight) suspicious() bool {
+	return in.late || in.Node.Ready != evidence.ReadyTrue || len(in.failing) > 0
+}
+
+// kernelRefuses names a pod for which the host's kernel answers in the application's stead.
+func (in sight) kernelRefuses() (pod string, ok bool) {
+	for _, a := range in.Apps {
+		if a.Kernel && a.Exclusive {
+			return a.Pod, true
+		}
+	}
+	return "", false
+}
