@@ -28,7 +28,7 @@ type faultResult struct {
 // undo is how a person calls a command of this lab.
 func undo(cmd *cobra.Command, words ...string) string {
 	name := cmd.Flag("lab").Value.String()
-	text := "lab " + strings.Join(words, " ")
+	text := "bin/lab " + strings.Join(words, " ")
 	if name != lab.DefaultName {
 		text += " --lab " + name
 	}
