@@ -180,7 +180,9 @@ func (r *Reconciler) arm(ctx context.Context, w *world, uid string) error {
 		p.Labels = map[string]string{}
 	}
 	p.Labels[v1alpha1.LabelHold] = w.incident.Name
-	controllerutil.AddFinalizer(p, v1alpha1.FinalizerHold)
+	if p.DeletionTimestamp == nil { // the API refuses new finalizers on a pod that is terminating
+		controllerutil.AddFinalizer(p, v1alpha1.FinalizerHold)
+	}
 	if err := r.Client.Patch(ctx, p, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
 		return err
 	}

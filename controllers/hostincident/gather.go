@@ -63,6 +63,7 @@ func (r *Reconciler) gather(ctx context.Context, host string, how depth) *world 
 func (r *Reconciler) gatherBut(ctx context.Context, host string, how depth, attempt string) *world {
 	w := &world{pods: map[string]*corev1.Pod{}, ignore: attempt}
 	w.seen.Host.Node = host
+	w.seen.Listed = true // until a list is not answered
 	from := r.reader(how)
 
 	r.gatherIncident(ctx, w, from)
@@ -102,6 +103,7 @@ func (r *Reconciler) gatherIncident(ctx context.Context, w *world, from client.R
 	var list v1alpha1.HostIncidentList
 	if err := r.Client.List(ctx, &list, client.MatchingFields{guard.IndexIncidentNode: w.seen.Host.Node}); err != nil {
 		logf.FromContext(ctx).Error(err, "incidents cannot be listed")
+		w.seen.Listed = false
 		return
 	}
 	for i := range list.Items {
@@ -208,6 +210,7 @@ func (r *Reconciler) gatherApps(ctx context.Context, w *world) []guard.App {
 	apps, err := guard.Apps(ctx, r.Client)
 	if err != nil {
 		logf.FromContext(ctx).Error(err, "guarded apps cannot be listed")
+		w.seen.Listed = false
 	}
 	return apps
 }
@@ -224,7 +227,7 @@ func (r *Reconciler) gatherWriters(ctx context.Context, w *world, from client.Re
 	if _, err := r.read(ctx, func(c context.Context) error {
 		return from.List(c, &pods, client.MatchingFields{guard.IndexPodNode: w.seen.Host.Node})
 	}); err != nil {
-		w.seen.Node.Read = false // without the pods of the host nothing may be decided about it
+		w.seen.Listed = false // without the pods of the host nothing may be decided about it
 		return
 	}
 	concerned := map[string]guard.App{}
@@ -251,9 +254,11 @@ func (r *Reconciler) writer(ctx context.Context, w *world, p *corev1.Pod, app *g
 	w.pods[uid] = p
 	w.seen.Writers = append(w.seen.Writers, evidence.Writer{
 		App: app.Key(), Namespace: p.Namespace, Name: p.Name, UID: uid, Volumes: guard.Volumes(ctx, r.Client, p),
-		Held:        p.Labels[v1alpha1.LabelHold] != "" && has(p.Finalizers, v1alpha1.FinalizerHold),
+		Held:        p.Labels[v1alpha1.LabelHold] != "" && (has(p.Finalizers, v1alpha1.FinalizerHold) || p.DeletionTimestamp != nil),
 		Terminating: p.DeletionTimestamp != nil,
-		Finished:    p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
+		Removed: p.DeletionTimestamp != nil && p.DeletionGracePeriodSeconds != nil && *p.DeletionGracePeriodSeconds == 0 &&
+			!has(p.Finalizers, v1alpha1.FinalizerHold),
+		Finished: p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
 	})
 	a, ok := r.Board.App(uid)
 	if !ok {
@@ -335,7 +340,7 @@ func (r *Reconciler) gatherAttachments(ctx context.Context, w *world, from clien
 	}
 	var list storagev1.VolumeAttachmentList
 	if _, err := r.read(ctx, func(c context.Context) error { return from.List(c, &list) }); err != nil {
-		w.seen.Node.Read = false
+		w.seen.Listed = false
 		return
 	}
 	for _, a := range list.Items {
@@ -485,7 +490,7 @@ func (r *Reconciler) readDevice(ctx context.Context, h evidence.Host, d guard.De
 	out.State = map[fencing.Power]evidence.PowerState{fencing.PowerOn: evidence.PowerOn, fencing.PowerOff: evidence.PowerOff, fencing.PowerGone: evidence.PowerGone}[reading.Power]
 	out.Why = reading.Detail
 	out.Identity = identity(reading.Identity, d.SystemUUID)
-	out.OffSince = r.Powers.See(key, out.State, out.At)
+	r.Powers.See(key, &out, r.Clock.Instant())
 	return out
 }
 

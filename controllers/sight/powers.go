@@ -16,6 +16,7 @@ type Powers struct {
 
 	mu    sync.Mutex
 	off   map[string]evidence.Instant
+	last  map[string]evidence.Instant
 	quiet map[string]quiet
 	first map[string]evidence.Instant
 }
@@ -27,23 +28,26 @@ type quiet struct {
 
 // NewPowers returns an empty memory.
 func NewPowers(c *Clock) *Powers {
-	return &Powers{clock: c, off: map[string]evidence.Instant{}, quiet: map[string]quiet{}, first: map[string]evidence.Instant{}}
+	return &Powers{clock: c, off: map[string]evidence.Instant{}, last: map[string]evidence.Instant{}, quiet: map[string]quiet{}, first: map[string]evidence.Instant{}}
 }
 
-// See takes a reading begun at the instant given and returns since when the device has read Off. An unreadable device breaks no run: it said nothing.
-func (p *Powers) See(key string, state evidence.PowerState, begun evidence.Instant) evidence.Instant {
+// See takes a reading that was complete at the instant given and puts into it since when the device has read Off, and when it last did. An unreadable
+// device breaks no run: it said nothing.
+func (p *Powers) See(key string, reading *evidence.Power, complete evidence.Instant) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch state {
+	switch reading.State {
 	case evidence.PowerOff:
 		if _, runs := p.off[key]; !runs {
-			p.off[key] = begun
+			p.off[key] = complete
 		}
+		p.last[key] = complete
 	case evidence.PowerUnread:
 	default:
 		delete(p.off, key)
 	}
-	return p.off[key]
+	reading.OffSince = p.off[key]
+	reading.LastOff, reading.HasOff = p.last[key]
 }
 
 // Rest keeps a device that did not answer from being asked again for a while, so that a dead device does not slow everything else.

@@ -347,11 +347,11 @@ type Writer struct {
 	Name      string
 	UID       string
 	Volumes   []Volume
-	// Held is true when label and finalizer of the hold are on the pod.
+	// Held is true when label and finalizer of the hold are on the pod; the label alone on a pod that is terminating, which takes no new finalizer.
 	Held bool
 	// Terminating is true when the object has a deletionTimestamp.
 	Terminating bool
-	// Removed is true when a delete with grace 0 has been accepted, so that only finalizers keep the object.
+	// Removed is true when a delete with grace 0 has been accepted and the hold's finalizer is off, so that only finalizers of others keep the object.
 	Removed bool
 	// Finished is true when the pod is in phase Succeeded or Failed.
 	Finished bool

@@ -324,6 +324,9 @@ func (m *maker) servesNothing() bool {
 // silent holds, and fences once the loss is confirmed: by a device that reads Off, or by silence while others are heard.
 func (m *maker) silent() {
 	m.out.Next = nextSuspect
+	if m.found.Class == verdict.Unknown && !m.seen.Journal.Open() && m.kubeletSpeaks() {
+		return // an application fails and the host has not been asked yet: ask first
+	}
 	if !m.openHold() {
 		m.out.Next = nextHealthy
 		return
@@ -476,15 +479,20 @@ func (m *maker) lastResort(p evidence.Power) bool {
 	return (state == evidence.PowerOn || state == evidence.PowerOff) && given <= maxTries && !m.failedJustNow(p.Method)
 }
 
-// failedJustNow is true when the latest attempt by the method failed, until its settling time is over: then it may be tried again.
+// failedJustNow is true when the latest two attempts by the method failed, until the settling time of the last is over: then it may be tried again.
+// One failure alone says little; the attempt may have been withdrawn before the call.
 func (m *maker) failedJustNow(method string) bool {
-	failed := false
+	row, rests := 0, false
 	for _, a := range m.seen.Journal.Attempts {
-		if a.Method == method {
-			failed = a.State == evidence.AttemptFailed && !a.Overdue
+		switch {
+		case a.Method != method:
+		case a.State == evidence.AttemptFailed:
+			row, rests = row+1, !a.Overdue
+		default:
+			row = 0
 		}
 	}
-	return failed
+	return row >= 2 && rests
 }
 
 func (m *maker) count(method string, states ...evidence.AttemptState) int {
@@ -530,7 +538,7 @@ func (m *maker) lost() {
 func (m *maker) removable() []evidence.Writer {
 	var out []evidence.Writer
 	for _, w := range m.seen.Unreleased() {
-		if !w.Removed || w.Held {
+		if !w.Removed {
 			out = append(out, w)
 		}
 	}
@@ -576,9 +584,6 @@ func (m *maker) recovered() bool {
 func (m *maker) healthy() {
 	m.out.Next = nextHealthy
 	if !m.seen.Journal.Open() {
-		if m.heard() && !m.policy.Paused {
-			m.disarm() // what a hand-over or a crash left behind
-		}
 		return
 	}
 	m.out.Next = nextHeld
@@ -601,6 +606,12 @@ func (m *maker) heard() bool {
 	return n.Read && !n.Missing && n.Ready == evidence.ReadyTrue && m.seen.Lease.Moved && !m.policy.Late(m.seen.Lease)
 }
 
+// kubeletSpeaks is true while nothing says that the control plane has lost the kubelet.
+func (m *maker) kubeletSpeaks() bool {
+	n := m.seen.Node
+	return n.Read && !n.Missing && n.Ready == evidence.ReadyTrue && m.seen.Lease.Read && !m.policy.Late(m.seen.Lease)
+}
+
 func (m *maker) disarm() {
 	for _, w := range m.seen.Writers {
 		if w.Held {
@@ -614,7 +625,8 @@ func (m *maker) disarm() {
 func (m *maker) oldBootIsOver() bool {
 	proved := m.seen.Journal.ProofRecorded
 	if !m.underway() && m.policy.Late(m.seen.Lease) && !m.policy.Paused {
-		// The new boot fails too, and is judged by itself, in an incident of its own, with the holds still on.
+		// The new boot fails too, and is judged by itself, in an incident of its own.
+		m.disarm()
 		m.do(Step{Kind: Close, Because: "the boot is over, and nothing was done to it"})
 		return true
 	}
