@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -25,7 +26,29 @@ import (
 // cluster is the API server of this package's tests.
 var cluster *envtest.Cluster
 
-func TestMain(m *testing.M) { os.Exit(envtest.Main(m, &cluster)) }
+// auditLog is the API server's.
+var auditLog string
+
+const auditPolicy = `{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+	"rules": [{"level": "Metadata", "verbs": ["delete"], "resources": [{"resources": ["pods"]}]}, {"level": "None"}]}`
+
+func TestMain(m *testing.M) { os.Exit(audited(m)) }
+
+func audited(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "holdfast-admission-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	auditLog = filepath.Join(dir, "audit.log")
+	policy := filepath.Join(dir, "policy.json")
+	if err := os.WriteFile(policy, []byte(auditPolicy), 0o600); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return envtest.Main(m, &cluster, "audit-log-path="+auditLog, "audit-policy-file="+policy)
+}
 
 // identity is a caller.
 type identity struct {

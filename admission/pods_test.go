@@ -4,6 +4,9 @@
 package admission_test
 
 import (
+	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -193,4 +196,17 @@ func runAll(t *testing.T, attempts map[string]attempt) {
 			a.run(ctx, t)
 		})
 	}
+}
+
+func TestAnOverrideStandsInTheAuditLogWithItsReason(t *testing.T) {
+	ctx := guarded(t)
+	s := scene{held: true, override: "node-1 was shredded"}.set(ctx, t)
+	must(t, forceDelete(ctx, breaker.client(t), s))
+	eventually(t, "line in the audit log", func() bool {
+		log, err := os.ReadFile(auditLog)
+		return err == nil && slices.ContainsFunc(strings.Split(string(log), "\n"), func(line string) bool {
+			return strings.Contains(line, `"username":"breaker"`) && strings.Contains(line, s.namespace) &&
+				strings.Contains(line, `"holdfast-held-pods/override":"node-1 was shredded"`) && strings.Contains(line, `"code":200`)
+		})
+	})
 }
