@@ -216,18 +216,30 @@ func TestEveryAttemptIsALineOfTheJournal(t *testing.T) {
 	}
 	s := mounted(t, a, "host-1", "b1")
 	s.createFile(t)
-	s.appendText("abc")
-	s.appendText("de")
-	s.ask(wire.Request{Op: wire.OpFsync, Path: "f", Handle: 1})
-	s.ask(wire.Request{Op: wire.OpRead, Path: "f", Handle: 1, Size: 10})
-	s.appendText(strings.Repeat("x", 2000)) // more than the volume holds
-	s.ask(wire.Request{Op: wire.OpSetattr, Path: "f", Valid: wire.SetSize, Size: 1})
-	s.ask(wire.Request{Op: wire.OpRename, Path: "f", NewPath: "g"})
-	s.ask(wire.Request{Op: wire.OpUnlink, Path: "g"})
+	tooMuch := []byte(strings.Repeat("x", 2000)) // the volume holds 1000
+	for _, c := range []struct {
+		q    wire.Request
+		want syscall.Errno
+	}{
+		{q: wire.Request{Op: wire.OpWrite, Path: "f", Handle: 1, Append: true, Data: []byte("abc")}},
+		{q: wire.Request{Op: wire.OpWrite, Path: "f", Handle: 1, Append: true, Data: []byte("de")}},
+		{q: wire.Request{Op: wire.OpFsync, Path: "f", Handle: 1}},
+		{q: wire.Request{Op: wire.OpRead, Path: "f", Handle: 1, Size: 10}},
+		{q: wire.Request{Op: wire.OpWrite, Path: "f", Handle: 1, Append: true, Data: tooMuch}, want: syscall.ENOSPC},
+		{q: wire.Request{Op: wire.OpSetattr, Path: "f", Valid: wire.SetSize, Size: 1}},
+		{q: wire.Request{Op: wire.OpRename, Path: "f", NewPath: "g"}},
+		{q: wire.Request{Op: wire.OpUnlink, Path: "g"}},
+	} {
+		if errno := s.ask(c.q); errno != c.want {
+			t.Errorf("operation %d: %v, want %v", c.q.Op, errno, c.want)
+		}
+	}
 	if _, err := a.Detach("v", ""); err != nil {
 		t.Fatal(err)
 	}
-	s.appendText("f")
+	if errno := s.appendText("f"); errno != syscall.EIO {
+		t.Errorf("after detach: %v, want EIO", errno)
+	}
 	var got []Write
 	for _, w := range journalOf[Write](t, a, "writes.jsonl") {
 		if w.Volume != "v" || w.Host != "host-1" || w.Boot != "b1" || w.Epoch != 1 || w.Mono == 0 || w.Wall == "" {

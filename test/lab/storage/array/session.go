@@ -5,6 +5,7 @@ package array
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"path"
@@ -321,7 +322,7 @@ func (s session) read(q *wire.Request) (wire.Response, error) {
 	}
 	buf := make([]byte, q.Size)
 	n, err := f.ReadAt(buf, q.Offset)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = nil
 	}
 	return wire.Response{Data: buf[:n]}, err

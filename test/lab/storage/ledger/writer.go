@@ -61,7 +61,7 @@ type Status struct {
 }
 
 type request struct {
-	ctx    context.Context //nolint:containedctx // the client's patience travels with its request
+	ctx    context.Context // the client's patience travels with its request
 	id     string
 	answer chan<- Receipt
 }

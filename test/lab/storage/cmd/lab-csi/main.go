@@ -6,7 +6,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -20,14 +19,12 @@ import (
 	"github.com/holdfast-dev/holdfast/test/lab/storage/csidriver"
 )
 
-const usage = `usage:
-  lab-csi node       --class enforcing|permissive --array HOST:PORT --host NAME --boot-id-file PATH [--kubelet-dir DIR] [--io-timeout 30s]
-  lab-csi controller --class enforcing|permissive --control SOCKET --endpoint unix://PATH
-`
+const usage = `  lab-csi node       --class enforcing|permissive --array HOST:PORT --host NAME --boot-id-file PATH [--kubelet-dir DIR] [--io-timeout 30s]
+  lab-csi controller --class enforcing|permissive --control SOCKET --endpoint unix://PATH`
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprint(os.Stderr, usage)
+		fmt.Fprintf(os.Stderr, "usage:\n%s\n", usage)
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -39,7 +36,7 @@ func main() {
 	case "controller":
 		err = controller(ctx, os.Args[2:])
 	default:
-		err = fmt.Errorf("%q: unknown\n%s", os.Args[1], usage)
+		err = fmt.Errorf("%q: unknown; usage:\n%s", os.Args[1], usage)
 	}
 	if err != nil && ctx.Err() == nil {
 		fmt.Fprintln(os.Stderr, "lab-csi:", err)
@@ -90,7 +87,7 @@ func parse(f *flag.FlagSet, args []string, class *string, required ...*string) e
 	}
 	for _, value := range required {
 		if *value == "" {
-			return errors.New("a required flag is missing\n" + usage)
+			return fmt.Errorf("a required flag is missing; usage:\n%s", usage)
 		}
 	}
 	return nil

@@ -87,6 +87,10 @@ func Run(ctx context.Context, config Config, record io.Writer) (Summary, error) 
 func (c *client) attempt(ctx context.Context) error {
 	c.summary.Attempts++
 	ack, err := c.ask(ctx, fmt.Sprintf("%s-%d", c.run, c.summary.Attempts))
+	if err != nil && ctx.Err() != nil { // cut short by the end of the run
+		c.summary.Attempts--
+		return nil
+	}
 	if err != nil {
 		c.summary.Failed++
 		c.summary.LastError = err.Error()
