@@ -7,12 +7,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-dev/holdfast/hack/mkimage"
 	"github.com/holdfast-dev/holdfast/test/lab/hostinit"
-	"github.com/holdfast-dev/holdfast/test/lab/imagetar"
 )
 
 const (
@@ -218,10 +217,10 @@ func snapshotter(dir string) string {
 
 // makePauseImage puts the image of every pod's sandbox where hosts load it at power-on.
 func (l *Lab) makePauseImage() error {
-	return imagetar.Write(filepath.Join(l.path("images"), "pause.tar"), imagetar.Image{
+	return mkimage.Image{
 		Reference:  pauseImage,
-		Files:      map[string]string{"/pause": l.program("pause")},
 		Entrypoint: []string{"/pause"},
 		User:       "65535:65535",
-	})
+		Files:      []mkimage.File{{Source: l.program("pause"), Target: "/pause", Mode: 0o755}},
+	}.WriteFile(l.path("images", "pause.tar"))
 }

@@ -32,7 +32,7 @@ func (l *Lab) installPrograms(ctx context.Context, o Options) error {
 			return err
 		}
 	}
-	if err := build(ctx, o.Root, l.program("pause"), "./test/lab/cmd/pause"); err != nil {
+	if err := buildStatic(ctx, o.Root, l.program("pause"), "./test/lab/cmd/pause"); err != nil {
 		return err
 	}
 	if o.Binary != "" {
@@ -49,7 +49,7 @@ func (l *Lab) installPrograms(ctx context.Context, o Options) error {
 // buildStorage builds the programs of the storage, which are a module of their own.
 func (l *Lab) buildStorage(ctx context.Context, root string) error {
 	for _, name := range []string{"lab-array", "lab-csi"} {
-		if err := build(ctx, filepath.Join(root, "test/lab/storage"), l.program(name), "./cmd/"+name); err != nil {
+		if err := buildStatic(ctx, filepath.Join(root, "test/lab/storage"), l.program(name), "./cmd/"+name); err != nil {
 			return err
 		}
 	}
@@ -66,11 +66,16 @@ func placedProgram(path string) error {
 	return nil
 }
 
-// build compiles a static program of the module in dir.
-func build(ctx context.Context, dir, output, pkg string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", output, pkg)
+// buildStatic compiles a program of the module in dir that needs nothing of the machine it runs on.
+func buildStatic(ctx context.Context, dir, output, pkg string) error {
+	return build(ctx, dir, output, pkg, "CGO_ENABLED=0")
+}
+
+// build compiles a program of the module in dir.
+func build(ctx context.Context, dir, output, pkg string, env ...string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-ldflags=-s -w", "-o", output, pkg)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // nobody would find it after a crash of this command
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", pkg, err, text)

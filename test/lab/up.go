@@ -30,6 +30,9 @@ const upTimeout = 4 * time.Minute
 // Up makes a lab and returns when all its Nodes are Ready. When it fails, what it made stays for a look at
 // the logs until Down.
 func Up(ctx context.Context, o Options) (*Lab, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("the lab makes namespaces, mounts and cgroups: run it as root")
+	}
 	o, err := o.complete()
 	if err != nil {
 		return nil, err

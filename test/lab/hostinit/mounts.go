@@ -4,12 +4,9 @@
 package hostinit
 
 import (
-	"bufio"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,10 +30,6 @@ var kernelSettings = map[string]string{
 func mountAll(c Config) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
-	}
-	// Copies of named network namespaces would keep another lab's links alive for as long as this host lives.
-	if err := detachBelow("/run"); err != nil {
-		return err
 	}
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return fmt.Errorf("mount /run: %w", err)
@@ -105,31 +98,4 @@ func bind(source, target string) error {
 		return fmt.Errorf("bind %s to %s: %w", source, target, err)
 	}
 	return nil
-}
-
-// detachBelow unmounts everything at and below dir, innermost first.
-func detachBelow(dir string) error {
-	file, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	var points []string
-	for scanner := bufio.NewScanner(file); scanner.Scan(); {
-		fields := strings.Fields(scanner.Text())
-		if len(fields) > 4 && (fields[4] == dir || strings.HasPrefix(fields[4], dir+"/")) {
-			points = append(points, unescape(fields[4]))
-		}
-	}
-	for _, point := range slices.Backward(points) {
-		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil {
-			return fmt.Errorf("unmount %s: %w", point, err)
-		}
-	}
-	return nil
-}
-
-// unescape undoes the octal escapes of mountinfo.
-func unescape(path string) string {
-	return strings.NewReplacer("\\040", " ", "\\011", "\t", "\\012", "\n", "\\134", "\\").Replace(path)
 }

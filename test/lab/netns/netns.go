@@ -43,8 +43,9 @@ func Make(path string) error {
 	})
 }
 
-// Remove takes the name away. The namespace and all its links end with the last process in it. A name that
-// is gone is no error.
+// Remove takes the name away, also from the copies that other mount namespaces have: removing the file
+// unmounts it there. The namespace and all its links end with the last process in it. A name that is gone is
+// no error.
 func Remove(path string) error {
 	for {
 		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)

@@ -95,7 +95,9 @@ func newExec() *cobra.Command {
 // commandFailed is the end of a command that lab exec ran; it has told by itself what was wrong.
 type commandFailed struct{ status int }
 
-func (c commandFailed) Error() string { return fmt.Sprintf("the command ended with status %d", c.status) }
+func (c commandFailed) Error() string {
+	return fmt.Sprintf("the command ended with status %d", c.status)
+}
 
 // report prints the error and returns the status to end with: for lab exec the one of its command.
 func report(err error) int {

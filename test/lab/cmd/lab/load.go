@@ -11,7 +11,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/holdfast-dev/holdfast/test/lab"
-	"github.com/holdfast-dev/holdfast/test/lab/imagetar"
 )
 
 func init() {
@@ -20,8 +19,8 @@ func init() {
 }
 
 func newImage() *cobra.Command {
-	image := &cobra.Command{Use: "image", Short: "Load and make container images"}
-	image.AddCommand(newImageLoad(), newImageBuild())
+	image := &cobra.Command{Use: "image", Short: "Load container images"}
+	image.AddCommand(newImageLoad())
 	return image
 }
 
@@ -43,33 +42,6 @@ func newImageLoad() *cobra.Command {
 			return printResult(cmd, map[string][]string{"loaded": args}, "loaded "+strings.Join(args, ", "))
 		},
 	}
-}
-
-func newImageBuild() *cobra.Command {
-	var image imagetar.Image
-	var tar string
-	cmd := &cobra.Command{
-		Use:   "build --reference NAME:TAG --tar TAR BINARY",
-		Short: "Make an image tar of one static binary",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			entry := "/" + args[0][strings.LastIndexByte(args[0], '/')+1:]
-			image.Files, image.Entrypoint = map[string]string{entry: args[0]}, []string{entry}
-			if err := imagetar.Write(tar, image); err != nil {
-				return err
-			}
-			return printResult(cmd, map[string]string{"tar": tar, "reference": image.Reference}, fmt.Sprintf("%s is in %s", image.Reference, tar))
-		},
-	}
-	cmd.Flags().StringVar(&image.Reference, "reference", "", "name and tag of the image")
-	cmd.Flags().StringVar(&image.User, "user", "65532:65532", "numeric uid:gid it runs as")
-	cmd.Flags().StringVar(&tar, "tar", "", "file to write")
-	for _, required := range []string{"reference", "tar"} {
-		if err := cmd.MarkFlagRequired(required); err != nil {
-			panic(err) // the flag is defined above
-		}
-	}
-	return cmd
 }
 
 func newVolume() *cobra.Command {
