@@ -184,6 +184,36 @@ func TestForgedAnswersAreNotBelieved(t *testing.T) {
 	}
 }
 
+// Whoever answers the handshake must know the password, and must keep to what was proposed.
+func TestAForgedHandshakeIsRefused(t *testing.T) {
+	s := newSim(t, machineA)
+	for says, c := range map[string]struct {
+		kind  byte
+		at    int // in the payload
+		want  error
+		words string
+	}{
+		"no authentication, weaker than proposed": {payloadOpenResponse, 16, fencing.ErrInvalidTarget, OptionCipherSuite},
+		"no integrity, weaker than proposed":      {payloadOpenResponse, 24, fencing.ErrInvalidTarget, OptionCipherSuite},
+		"no encryption, weaker than proposed":     {payloadOpenResponse, 32, fencing.ErrInvalidTarget, OptionCipherSuite},
+		"a code of RAKP 2 by another password":    {payloadRAKP2, 40, fencing.ErrDenied, "does not know this password"},
+		"a GUID in RAKP 2 that is not covered":    {payloadRAKP2, 24, fencing.ErrDenied, "does not know this password"},
+		"a code of RAKP 4 by another key":         {payloadRAKP4, 8, fencing.ErrDenied, "other session keys"},
+	} {
+		s.wire.back(func(answer []byte) [][]byte {
+			if answer[5] == c.kind {
+				answer = flip(answer, payloadAt+c.at)
+			}
+			return [][]byte{answer}
+		})
+		_, err := New().Observe(within(t), s.target())
+		wantKind(t, says, err, c.want)
+		if err != nil && !strings.Contains(err.Error(), c.words) {
+			t.Errorf("%s: error %q, want it with %q", says, err, c.words)
+		}
+	}
+}
+
 func flip(b []byte, at int) []byte {
 	b = append([]byte(nil), b...)
 	b[at] ^= 0x01
