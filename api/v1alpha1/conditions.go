@@ -32,6 +32,9 @@ const (
 	ConditionProofRefuted = "ProofRefuted"
 )
 
+// ConditionPoliciesEffective of the GuardConfig: the admission policies were tried by a canary, and refused what they must.
+const ConditionPoliciesEffective = "PoliciesEffective"
+
 // Reasons, one list for every kind. A reason that depends on the verdict is the verdict's own name.
 const (
 	ReasonPending             = "Pending"

@@ -184,7 +184,7 @@ func (r *Reconciler) protected(s *sighting, set setter) {
 			bare = append(bare, p.Name)
 		}
 	}
-	effective := meta.FindStatusCondition(s.config.Status.Conditions, ConditionPoliciesEffective)
+	effective := meta.FindStatusCondition(s.config.Status.Conditions, v1alpha1.ConditionPoliciesEffective)
 	switch {
 	case s.refused != nil:
 		set(v1alpha1.ConditionProtected, metav1.ConditionFalse, s.refused.reason, "not accepted")
@@ -198,9 +198,6 @@ func (r *Reconciler) protected(s *sighting, set setter) {
 		set(v1alpha1.ConditionProtected, metav1.ConditionTrue, v1alpha1.ReasonPoliciesEffective, "a canary was refused everything that could move a held writer")
 	}
 }
-
-// ConditionPoliciesEffective is the GuardConfig's condition that the policies were proven.
-const ConditionPoliciesEffective = "PoliciesEffective"
 
 func (r *Reconciler) healthy(s *sighting, set setter) {
 	yes, no, unknown := 0, 0, 0

@@ -1,0 +1,225 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Command manager is Holdfast's manager: it watches guarded apps and their hosts, holds, fences and releases.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/go-logr/zapr"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+
+	"github.com/holdfast-dev/holdfast/admission"
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/controllers/fencingprofile"
+	"github.com/holdfast-dev/holdfast/controllers/guard"
+	"github.com/holdfast-dev/holdfast/controllers/guardconfig"
+	"github.com/holdfast-dev/holdfast/controllers/guardedstatefulapp"
+	"github.com/holdfast-dev/holdfast/controllers/hostincident"
+	"github.com/holdfast-dev/holdfast/controllers/sight"
+	"github.com/holdfast-dev/holdfast/fencing"
+	"github.com/holdfast-dev/holdfast/fencing/ipmi"
+)
+
+// Timings of leadership. A leader that cannot renew stops within renewDeadline of its last renewal, and nobody else leads before leaseDuration
+// has passed since: what is in between is the time that a driver call may still need (invariant I6).
+const (
+	leaseDuration = 7 * time.Second
+	renewDeadline = 4 * time.Second
+	retryPeriod   = 500 * time.Millisecond
+	callDeadline  = leaseDuration - renewDeadline - retryPeriod
+)
+
+// apiTimeout bounds every request that is not a watch; with the pings of HTTP/2 a dead connection is noticed within 10 s (requirement B2).
+const apiTimeout = 8 * time.Second
+
+type options struct {
+	leaderElect bool
+	health      string
+	metrics     string
+	verbose     bool
+	servers     string
+	namespace   string
+	name        string
+	host        string
+}
+
+func main() {
+	var o options
+	flag.BoolVar(&o.leaderElect, "leader-elect", false, "elect a leader among the replicas")
+	flag.StringVar(&o.health, "health-probe-bind-address", ":8081", "address of /healthz and /readyz")
+	flag.StringVar(&o.metrics, "metrics-bind-address", "0", "address of /metrics, 0 for none")
+	flag.BoolVar(&o.verbose, "verbose", false, "log more")
+	flag.StringVar(&o.servers, "api-servers", "", "addresses (host:port, comma separated) of API servers that the canary tries one by one; empty: the endpoints of the Service kubernetes")
+	flag.StringVar(&o.namespace, "namespace", envOr("POD_NAMESPACE", admission.DefaultNamespace), "namespace of Holdfast and of the Secrets of fence devices")
+	flag.StringVar(&o.name, "name", envOr("POD_NAME", "manager"), "name of this replica, for the journal")
+	flag.StringVar(&o.host, "host", os.Getenv("NODE_NAME"), "Node that this replica runs on")
+	flag.Parse()
+	if err := run(o); err != nil {
+		fmt.Fprintln(os.Stderr, "manager:", err)
+		os.Exit(1)
+	}
+}
+
+func envOr(name, otherwise string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return otherwise
+}
+
+// logs sets up zap, through zapr, for controller-runtime and client-go.
+func logs(verbose bool) error {
+	config := zap.NewProductionConfig()
+	config.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	config.Sampling = nil // a journal that leaves lines out is none
+	if verbose {
+		config.Level = zap.NewAtomicLevelAt(zap.DebugLevel)
+	}
+	z, err := config.Build()
+	if err != nil {
+		return err
+	}
+	log := zapr.NewLogger(z)
+	ctrl.SetLogger(log)
+	klog.SetLogger(log)
+	return nil
+}
+
+// noticeDeadPeers sets the pings of HTTP/2, which client-go reads from the environment when a transport is made. Defaults there are 30 and 15 s.
+func noticeDeadPeers() error {
+	for k, v := range map[string]string{"HTTP2_READ_IDLE_TIMEOUT_SECONDS": "3", "HTTP2_PING_TIMEOUT_SECONDS": "3"} {
+		if os.Getenv(k) != "" {
+			continue
+		}
+		if err := os.Setenv(k, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func run(o options) error {
+	if err := logs(o.verbose); err != nil {
+		return fmt.Errorf("set up logs: %w", err)
+	}
+	if err := noticeDeadPeers(); err != nil {
+		return err
+	}
+	ctx := ctrl.SetupSignalHandler()
+	scheme := runtime.NewScheme()
+	if err := clientgoscheme.AddToScheme(scheme); err != nil {
+		return err
+	}
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		return err
+	}
+	config, err := ctrl.GetConfig()
+	if err != nil {
+		return fmt.Errorf("find the API server: %w", err)
+	}
+	config.QPS, config.Burst = 100, 200
+	mgr, err := ctrl.NewManager(config, managerOptions(o, scheme))
+	if err != nil {
+		return err
+	}
+	if err := hostincident.Index(ctx, mgr); err != nil {
+		return err
+	}
+	if err := assemble(mgr, o, config); err != nil {
+		return err
+	}
+	if err := mgr.AddHealthzCheck("healthz", healthz.Ping); err != nil {
+		return err
+	}
+	if err := mgr.AddReadyzCheck("readyz", healthz.Ping); err != nil {
+		return err
+	}
+	return mgr.Start(ctx)
+}
+
+func managerOptions(o options, scheme *runtime.Scheme) ctrl.Options {
+	lease, renew, retry := leaseDuration, renewDeadline, retryPeriod
+	return ctrl.Options{
+		Scheme: scheme, HealthProbeBindAddress: o.health, Metrics: metricsserver.Options{BindAddress: o.metrics},
+		LeaderElection: o.leaderElect, LeaderElectionID: "holdfast-manager", LeaderElectionNamespace: o.namespace,
+		LeaseDuration: &lease, RenewDeadline: &renew, RetryPeriod: &retry,
+		// The process ends with its leadership, and nothing is under way when it says so: a successor need not wait.
+		LeaderElectionReleaseOnCancel: true,
+		Cache: cache.Options{ByObject: map[client.Object]cache.ByObject{
+			&coordinationv1.Lease{}: {Namespaces: map[string]cache.Config{corev1.NamespaceNodeLease: {}}},
+		}},
+	}
+}
+
+// assemble builds the controllers; nothing else knows concrete drivers.
+func assemble(mgr ctrl.Manager, o options, config *rest.Config) error {
+	watch := sight.NewClock(clock.RealClock{})
+	toHosts, toApps := make(chan event.GenericEvent, 1024), make(chan event.GenericEvent, 1024)
+	board := sight.NewBoard(watch, func(host string) {
+		node := &corev1.Node{}
+		node.Name = host
+		for _, to := range []chan event.GenericEvent{toHosts, toApps} {
+			select {
+			case to <- event.GenericEvent{Object: node}:
+			default: // full: the next look comes by itself
+			}
+		}
+	})
+	if err := mgr.Add(board); err != nil {
+		return err
+	}
+	direct, err := client.New(mgr.GetConfig(), client.Options{Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper()})
+	if err != nil {
+		return err
+	}
+	people := identities{config: config, namespace: o.namespace, scheme: mgr.GetScheme(), mapper: mgr.GetRESTMapper(), direct: direct}
+	secrets, err := people.as("holdfast-fencer", "")
+	if err != nil {
+		return err
+	}
+	drivers := fencing.Registry{}
+	drivers.Add(ipmi.New())
+	devices := &guard.Devices{Reader: mgr.GetClient(), Secrets: secrets, Namespace: o.namespace, Drivers: drivers}
+	self := fmt.Sprintf("%s/%d", o.name, time.Now().UnixNano()%1e9) // tells two lives of one replica apart
+
+	hosts := &hostincident.Reconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Events: mgr.GetEventRecorder("holdfast"),
+		Clock: watch, Leases: sight.NewLeases(watch), Powers: sight.NewPowers(watch), Board: board, API: sight.NewAPI(watch), Devices: devices,
+		Self: self, OwnHost: o.host, CallDeadline: callDeadline}
+	if err := hosts.SetupWithManager(mgr, toHosts); err != nil {
+		return err
+	}
+	apps := &guardedstatefulapp.Reconciler{Client: mgr.GetClient(), Clock: watch, Board: board, Devices: devices, Self: self}
+	if err := apps.SetupWithManager(mgr, toApps); err != nil {
+		return err
+	}
+	profiles := &fencingprofile.Reconciler{Client: mgr.GetClient(), Clock: watch, Devices: devices, CallDeadline: callDeadline}
+	if err := profiles.SetupWithManager(mgr); err != nil {
+		return err
+	}
+	servers, err := people.servers(o.servers)
+	if err != nil {
+		return err
+	}
+	return (&guardconfig.Reconciler{Client: mgr.GetClient(), Direct: direct, Clock: watch, Self: self,
+		Identity: admission.Identity{Namespace: o.namespace}, Servers: servers}).SetupWithManager(mgr)
+}
