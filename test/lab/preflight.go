@@ -35,7 +35,7 @@ func preflight(o Options) error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("Debian packages are missing: %s; `make deps` installs them (hack/debian-packages)", strings.Join(missing, ", "))
+		return fmt.Errorf("missing Debian packages: %s; `make deps` installs them (hack/debian-packages)", strings.Join(missing, ", "))
 	}
 	if err := kernelHas(); err != nil {
 		return err
