@@ -217,23 +217,37 @@ func (m *maker) stops() bool {
 	return c == verdict.Silent || c == verdict.Hung || c == verdict.KubeletDown
 }
 
-// settle records what readings show about attempts.
+// settle records what readings show about attempts; the rest of the plan is made as if that stood in the journal already.
 func (m *maker) settle() {
-	for _, a := range m.seen.Journal.Attempts {
-		state := m.power(a.Method)
-		reads := a.Method + " reads " + state.String()
-		switch {
-		case a.State == evidence.AttemptAccepted && state == evidence.PowerOff:
-			m.do(Step{Kind: Settle, Target: a.ID, As: evidence.AttemptSettled, Because: reads})
-		case a.State == evidence.AttemptAccepted && state == evidence.PowerOn && a.Overdue:
-			m.do(Step{Kind: Settle, Target: a.ID, As: evidence.AttemptSuperseded, Because: "the command was taken, and still " + reads})
-		case a.State == evidence.AttemptSettled && state == evidence.PowerOn && m.seen.SameBoot() && len(m.seen.Unreleased()) > 0:
-			// Somebody switched it on again: that command is spent, and a later Off would not be its doing.
-			m.do(Step{Kind: Settle, Target: a.ID, As: evidence.AttemptSuperseded, Because: "it was off, and " + reads + " again"})
-		case a.Unsettled() && a.State != evidence.AttemptAccepted && a.CallOver && (state == evidence.PowerOff || state == evidence.PowerOn):
-			// Nobody knows whether the device took it. The call is over and the device reads: another command may be given, and it must be.
-			m.do(Step{Kind: Settle, Target: a.ID, As: evidence.AttemptSuperseded, Because: "no answer came; " + reads})
+	m.seen.Journal.Attempts = slices.Clone(m.seen.Journal.Attempts)
+	for i := range m.seen.Journal.Attempts {
+		a := &m.seen.Journal.Attempts[i]
+		as, because := m.settled(*a)
+		if as == "" {
+			continue
 		}
+		m.do(Step{Kind: Settle, Target: a.ID, As: as, Because: because})
+		a.State = as
+	}
+}
+
+// settled says what the present readings make of an attempt, or nothing if they leave it as it is.
+func (m *maker) settled(a evidence.Attempt) (as evidence.AttemptState, because string) {
+	state := m.power(a.Method)
+	reads := a.Method + " reads " + state.String()
+	switch {
+	case a.State == evidence.AttemptAccepted && state == evidence.PowerOff:
+		return evidence.AttemptSettled, reads
+	case a.State == evidence.AttemptAccepted && state == evidence.PowerOn && a.Overdue:
+		return evidence.AttemptSuperseded, "the command was taken, and still " + reads
+	case a.State == evidence.AttemptSettled && state == evidence.PowerOn && m.seen.SameBoot() && len(m.seen.Unreleased()) > 0:
+		// Somebody switched it on again: that command is spent, and a later Off would not be its doing.
+		return evidence.AttemptSuperseded, "it was off, and " + reads + " again"
+	case a.Unsettled() && a.State != evidence.AttemptAccepted && a.CallOver && (state == evidence.PowerOff || state == evidence.PowerOn):
+		// Nobody knows whether the device took it. The call is over and the device reads: another command may be given, and it must be.
+		return evidence.AttemptSuperseded, "no answer came; " + reads
+	default:
+		return "", ""
 	}
 }
 
@@ -333,6 +347,10 @@ func (m *maker) silent() {
 	}
 	if m.found.Refuted {
 		m.fence(m.because())
+		return
+	}
+	if m.found.Rule() == "NodeMissing" && len(m.seen.Unreleased()) == 0 && !m.unsettled() {
+		m.advance(evidence.StepRetired, "the Node was removed, and nothing guarded was left on it")
 		return
 	}
 	if m.braked("Fence", doubting) {

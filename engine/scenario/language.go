@@ -1,0 +1,229 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
+)
+
+// phrase is one thing that can be said in a story. Words in angle brackets stand for one word, which do is given in order.
+type phrase struct {
+	words string
+	do    func(w *World, args []string) error
+}
+
+// phrases are the whole language, beside "host NAME boot ID", "at TIME", "decide" and "run". Each is a sentence about the truth, or about what the
+// observer can read; none is about instants.
+var phrases = []phrase{
+	// What there is.
+	{"app <pod>", func(w *World, a []string) error { w.AddPod(a[0], "csi.example.org"); return nil }},
+	{"app <pod> on driver <driver>", func(w *World, a []string) error { w.AddPod(a[0], a[1]); return nil }},
+	{"device <method>", func(w *World, a []string) error { w.AddDevice(a[0]); return nil }},
+	{"device <method> cuts only driver <driver>", func(w *World, a []string) error {
+		d := w.AddDevice(a[0])
+		d.CoversHost, d.CoversDrivers = false, []string{a[1]}
+		return nil
+	}},
+	{"policy <setting>", setPolicy},
+	{"cluster of <n> hosts", func(w *World, a []string) error { return number(a[0], &w.cluster.hosts) }},
+
+	// What happens to the host.
+	{"host loses power", truth(func(w *World) { w.losePower() })},
+	{"host boots as <boot>", func(w *World, a []string) error { w.bootAs(a[0]); return nil }},
+	{"host hangs", truth(func(w *World) { w.host.kernel = false })},
+	{"host thaws", truth(func(w *World) { w.host.kernel, w.host.userspace = true, true })},
+	{"userspace freezes", truth(func(w *World) { w.host.userspace = false })},
+	{"kubelet dies", truth(func(w *World) { w.host.kubelet = false })},
+	{"kubelet returns", truth(func(w *World) { w.host.kubelet = true; w.postStatus() })},
+	{"kubelet posts its status", truth(func(w *World) { w.postStatus() })},
+	{"runtime dies", truth(func(w *World) { w.host.runtimeDown = true; w.postStatus() })},
+	{"runtime returns", truth(func(w *World) { w.host.runtimeDown = false; w.postStatus() })},
+	{"host loses the API", truth(func(w *World) { w.host.toAPI = false })},
+	{"host reaches the API", truth(func(w *World) { w.host.toAPI = true; w.postStatus() })},
+	{"host cannot be reached", truth(func(w *World) { w.host.toUs = false })},
+	{"host can be reached", truth(func(w *World) { w.host.toUs = true })},
+	{"another machine <machine> takes the name in boot <boot>", func(w *World, a []string) error {
+		n := &w.host.node
+		n.SystemUUID, n.BootID, n.Ready = a[0], a[1], evidence.ReadyTrue
+		return nil
+	}},
+	{"Node is created anew", truth(func(w *World) { w.host.node.UID = "node-uid-2" })},
+	{"Node is deleted", truth(func(w *World) { w.host.node.Missing = true })},
+	{"lease is deleted", truth(func(w *World) { w.host.leaseDeleted = true })},
+
+	// What happens to the pods.
+	{"app <pod> stops serving", onPod(func(_ *World, p *pod) { p.serves = false })},
+	{"app <pod> serves", onPod(func(_ *World, p *pod) { p.serves = true })},
+	{"app <pod> is not probed", onPod(func(_ *World, p *pod) { p.probed = false })},
+	{"app <pod> shares its address", onPod(func(_ *World, p *pod) { p.shares = true })},
+	{"app <pod> is kept by a finalizer", onPod(func(_ *World, p *pod) { p.finalizer = true })},
+	{"app <pod> loses that finalizer", onPod(func(w *World, p *pod) {
+		p.finalizer = false
+		if p.Removed {
+			w.deletePod(p)
+		}
+	})},
+	{"app <pod> finishes", onPod(func(_ *World, p *pod) { p.serves, p.Finished = false, true })},
+	{"app <pod> appears", func(w *World, a []string) error {
+		w.AddPod(a[0], "csi.example.org")
+		w.pods[len(w.pods)-1].serves = w.kubeletSpeaks()
+		return nil
+	}},
+	{"volumes stay attached", truth(func(w *World) { w.stuckVolumes = true })},
+	{"successors do not start", truth(func(w *World) { w.noSuccessors = true })},
+
+	// What the fence devices do.
+	{"device <method> says <state>", func(w *World, a []string) error { return says(w, a[0], a[1]) }},
+	{"device <method> tells the truth", onDevice(func(d *device) { d.answer = tellTruth })},
+	{"device <method> obeys", onDevice(func(d *device) { d.takes = (*World).accept })},
+	{"device <method> ignores commands", onDevice(func(d *device) { d.takes = answering(evidence.AttemptAccepted) })},
+	{"device <method> refuses commands", onDevice(func(d *device) { d.takes = answering(evidence.AttemptFailed) })},
+	{"device <method> swallows commands", onDevice(func(d *device) { d.takes = answering(evidence.AttemptUnclear) })},
+	{"device <method> loses its answers", onDevice(func(d *device) {
+		d.takes = func(w *World) evidence.AttemptState { w.accept(); return evidence.AttemptUnclear }
+	})},
+	{"device <method> belongs to another machine", onDevice(func(d *device) { d.Identity = evidence.IdentityDiffers })},
+	{"device <method> does not say whose it is", onDevice(func(d *device) { d.Identity = evidence.IdentityUnchecked })},
+
+	// What the rest of the cluster, the observer and people do.
+	{"others fall silent", truth(func(w *World) { w.cluster.othersSilent = true })},
+	{"others renew", truth(func(w *World) { w.cluster.othersSilent = false })},
+	{"<n> hosts are late", func(w *World, a []string) error { return number(a[0], &w.cluster.stale) }},
+	{"API falls silent", truth(func(w *World) { w.cluster.apiSilent = true })},
+	{"API answers", truth(func(w *World) { w.cluster.apiSilent = false })},
+	{"Node cannot be read", truth(func(w *World) { w.host.nodeUnread = true })},
+	{"Node can be read", truth(func(w *World) { w.host.nodeUnread = false })},
+	{"lease cannot be read", truth(func(w *World) { w.host.leaseUnread = true })},
+	{"lists cannot be read", truth(func(w *World) { w.host.listsUnread = true })},
+	{"lists can be read", truth(func(w *World) { w.host.listsUnread = false })},
+	{"port is not asked", truth(func(w *World) { w.host.portUnasked = true })},
+	{"leader changes", truth(func(w *World) { w.restartObserver() })},
+	{"leader dies before its next call", truth(func(w *World) { w.crashBeforeCall = true })},
+	{"human approves", truth(func(w *World) { w.journal.Approved = true })},
+	{"budget <used> of <max> is spent", func(w *World, a []string) error {
+		if err := number(a[0], &w.Budget.Used); err != nil {
+			return err
+		}
+		return number(a[1], &w.Budget.Max)
+	}},
+}
+
+func truth(do func(*World)) func(*World, []string) error {
+	return func(w *World, _ []string) error { do(w); return nil }
+}
+
+func onPod(do func(*World, *pod)) func(*World, []string) error {
+	return func(w *World, a []string) error {
+		for _, p := range w.pods {
+			if p.Name == a[0] {
+				do(w, p)
+				return nil
+			}
+		}
+		return fmt.Errorf("no app %q on the host", a[0])
+	}
+}
+
+func onDevice(do func(*device)) func(*World, []string) error {
+	return func(w *World, a []string) error {
+		d := w.device(a[0])
+		if d == nil {
+			return fmt.Errorf("no device %q", a[0])
+		}
+		do(d)
+		return nil
+	}
+}
+
+func answering(s evidence.AttemptState) func(*World) evidence.AttemptState {
+	return func(*World) evidence.AttemptState { return s }
+}
+
+func says(w *World, method, state string) error {
+	d := w.device(method)
+	for _, s := range []evidence.PowerState{evidence.PowerUnread, evidence.PowerOn, evidence.PowerOff, evidence.PowerGone} {
+		if s.String() != state {
+			continue
+		}
+		if d == nil {
+			return fmt.Errorf("no device %q", method)
+		}
+		d.answer = always(s)
+		return nil
+	}
+	return fmt.Errorf("device says On, Off, Gone or Unreadable, not %q", state)
+}
+
+func number(word string, to *int) error {
+	n, err := strconv.Atoi(word)
+	if err != nil {
+		return fmt.Errorf("%q is not a number", word)
+	}
+	*to = n
+	return nil
+}
+
+func setPolicy(w *World, a []string) error {
+	key, value, _ := strings.Cut(a[0], "=")
+	p := &w.Policy
+	switch a[0] {
+	case "onHostLoss=Hold":
+		p.OnLoss = verdict.Hold
+	case "whenNotServing=Fence":
+		p.NotServing = verdict.Act
+	case "approval=Manual":
+		p.ManualApproval = true
+	case "traffic=None":
+		p.KeepTraffic = false
+	case "mode=Enforce":
+		p.Shadow, p.Paused = false, false
+	case "mode=Shadow":
+		p.Shadow = true
+	case "mode=Paused":
+		p.Paused = true
+	default:
+		d, err := time.ParseDuration(value)
+		switch {
+		case err == nil && key == "confirmAfter":
+			p.ConfirmAfter = d
+		case err == nil && key == "staleAfter":
+			p.StaleAfter = d
+		default:
+			return fmt.Errorf("no policy %q", a[0])
+		}
+	}
+	return nil
+}
+
+// say carries out one sentence.
+func (w *World) say(sentence string) error {
+	given := strings.Fields(sentence)
+	for _, p := range phrases {
+		if args, ok := match(strings.Fields(p.words), given); ok {
+			return p.do(w, args)
+		}
+	}
+	return fmt.Errorf("no such sentence: %q", sentence)
+}
+
+func match(words, given []string) (args []string, ok bool) {
+	if len(words) != len(given) {
+		return nil, false
+	}
+	for i, word := range words {
+		switch {
+		case strings.HasPrefix(word, "<"):
+			args = append(args, given[i])
+		case word != given[i]:
+			return nil, false
+		}
+	}
+	return args, true
+}

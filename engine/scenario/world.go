@@ -1,0 +1,281 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package scenario is a small world with one host in it, an observer that watches it as the manager does, and a language to tell
+// stories in: what happens, what is decided, what is done, and what comes of it.
+//
+// The world has a truth (the host runs or it does not; a device lies or it does not), and the observer sees only what the planes show. All
+// instants of a snapshot are worked out by the observer from its own looks, in the way the shell does it; nobody writes them by hand.
+package scenario
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+	"github.com/holdfast-dev/holdfast/engine/plan"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
+)
+
+// Constants of the simulated cluster: a kubelet's and the controller-manager's defaults, and the sample app's.
+const (
+	tick          = 250 * time.Millisecond
+	leaseDuration = 40 * time.Second
+	renewEvery    = leaseDuration / 4
+	monitorGrace  = 50 * time.Second
+	probeEvery    = 2 * time.Second
+	probeFailures = 3
+	callDeadline  = 5 * time.Second
+	settleTime    = 10 * time.Second
+	warmUp        = 64 * time.Second // the observer has watched for so long when a story begins: the last renewals are then nearly four seconds old
+)
+
+// World is one host with its devices, as they truly are, in a cluster.
+type World struct {
+	now    time.Duration // since the observer was first started
+	later  []event
+	Policy verdict.Policy
+	Budget plan.Budget
+
+	host    host
+	pods    []*pod
+	devices []*device
+	cluster cluster
+
+	journal    evidence.Journal
+	incident   evidence.Host // that the open incident names
+	incidents  int
+	successors []evidence.Successor
+	attached   []evidence.Attachment
+
+	eyes observer
+	// life counts the observers that there have been.
+	life int
+	// crashBeforeCall lets the observer die between journal and driver call, once.
+	crashBeforeCall bool
+	stuckVolumes    bool
+	noSuccessors    bool
+
+	// Broken lists what was done to a host that could still write. It stays empty unless a device lies.
+	Broken []string
+	told   []string
+}
+
+type event struct {
+	at time.Duration
+	do func()
+}
+
+type host struct {
+	name, uid, machine, boot             string
+	powered, kernel, userspace, kubelet  bool
+	toAPI, toUs                          bool
+	runtimeDown                          bool
+	node                                 evidence.Node // the object: Ready, taints, identity as the API shows them
+	statuses, renewals                   int
+	lastRenewal                          time.Duration
+	leaseDeleted                         bool
+	nodeUnread, leaseUnread, listsUnread bool
+	portUnasked                          bool
+}
+
+type pod struct {
+	evidence.Writer
+	serves, probed, shares bool
+	ready                  bool
+	finalizer              bool // of somebody else
+}
+
+type device struct {
+	evidence.Power
+	answer func(truth evidence.PowerState) evidence.PowerState
+	takes  func(w *World) evidence.AttemptState
+}
+
+type cluster struct {
+	othersSilent bool
+	othersAt     time.Duration
+	othersCount  int
+	hosts, stale int
+	apiSilent    bool
+}
+
+// NewWorld makes a host that is well, and an observer that has watched it for a minute.
+func NewWorld(name, boot string) *World {
+	w := &World{
+		Policy: verdict.Policy{ConfirmAfter: 15 * time.Second, MinimumProof: evidence.StrengthPowerOff, BlindPercent: 50, BlindAPISilent: 5 * time.Second,
+			OnLoss: verdict.Act, NotServing: verdict.Hold, KeepTraffic: true},
+		Budget:  plan.Budget{Max: 2},
+		host:    host{name: name, uid: "node-uid-1", machine: "machine-1", boot: boot},
+		cluster: cluster{hosts: 3},
+	}
+	w.host.node = evidence.Node{Read: true, UID: w.host.uid, SystemUUID: w.host.machine}
+	w.rise()
+	w.host.toAPI, w.host.toUs = true, true
+	w.restartObserver()
+	return w
+}
+
+// rise is what a host does when it comes up.
+func (w *World) rise() {
+	h := &w.host
+	h.powered, h.kernel, h.userspace, h.kubelet, h.runtimeDown = true, true, true, true, false
+	h.lastRenewal = w.now - renewEvery
+	w.postStatus()
+}
+
+// AddPod puts a guarded pod with one volume on the host.
+func (w *World) AddPod(name, driver string) {
+	uid := fmt.Sprintf("uid-%s", name)
+	volume := evidence.Volume{Claim: "data-" + name, Driver: driver, Handle: "vol-" + name}
+	w.pods = append(w.pods, &pod{serves: true, probed: true, ready: true,
+		Writer: evidence.Writer{App: "shop/" + name, Namespace: "shop", Name: name, UID: uid, BootID: w.host.boot, Volumes: []evidence.Volume{volume}}})
+	w.attached = append(w.attached, evidence.Attachment{Name: "att-" + name, Volume: volume.Handle, Attached: true})
+}
+
+// AddDevice gives the host a fence device on the next level. It obeys, tells the truth, and covers the host.
+func (w *World) AddDevice(method string) *device {
+	d := &device{answer: tellTruth, takes: (*World).accept,
+		Power: evidence.Power{Method: method, Level: len(w.devices) + 1, Strength: evidence.StrengthPowerOff, CoversHost: true, Identity: evidence.IdentityMatches}}
+	w.devices = append(w.devices, d)
+	return d
+}
+
+func tellTruth(truth evidence.PowerState) evidence.PowerState { return truth }
+
+func always(s evidence.PowerState) func(evidence.PowerState) evidence.PowerState {
+	return func(evidence.PowerState) evidence.PowerState { return s }
+}
+
+func (w *World) accept() evidence.AttemptState {
+	w.after(300*time.Millisecond, func() {
+		if w.host.powered {
+			w.tell("the host's power goes off by command")
+			w.losePower()
+		}
+	})
+	return evidence.AttemptAccepted
+}
+
+// after lets something happen later.
+func (w *World) after(d time.Duration, do func()) {
+	w.later = append(w.later, event{w.now + d, do})
+}
+
+// Advance lets time pass, with the observer watching and nobody acting.
+func (w *World) Advance(d time.Duration) {
+	for end := w.now + d; w.now < end; {
+		w.now += min(tick, end-w.now)
+		w.happen()
+		w.look()
+	}
+}
+
+// happen brings the truth up to the present.
+func (w *World) happen() {
+	for i := 0; i < len(w.later); i++ {
+		if e := w.later[i]; e.at <= w.now {
+			w.later = slices.Delete(w.later, i, i+1)
+			i = -1
+			e.do()
+		}
+	}
+	h := &w.host
+	if w.kubeletSpeaks() && !h.leaseDeleted && w.now-h.lastRenewal >= renewEvery {
+		h.lastRenewal = w.now
+		h.renewals++
+	}
+	if !w.cluster.othersSilent && w.now-w.cluster.othersAt >= renewEvery {
+		w.cluster.othersAt = w.now
+		w.cluster.othersCount++
+	}
+	if w.now-h.lastRenewal > monitorGrace && h.node.Ready != evidence.ReadyUnknown {
+		h.node.Ready, h.node.ReadyReason = evidence.ReadyUnknown, "NodeStatusUnknown"
+		for _, p := range w.pods {
+			p.ready = false
+		}
+	}
+	if w.kubeletSpeaks() {
+		for _, p := range w.pods {
+			p.ready = p.serves && !h.runtimeDown
+		}
+	}
+}
+
+func (w *World) kubeletSpeaks() bool {
+	h := w.host
+	return h.powered && h.kernel && h.userspace && h.kubelet && h.toAPI
+}
+
+// postStatus is the kubelet posting its Node's status.
+func (w *World) postStatus() {
+	h := &w.host
+	h.statuses++
+	h.node.BootID, h.node.SystemUUID = h.boot, h.machine
+	h.node.RuntimeDown = h.runtimeDown
+	h.node.Ready, h.node.ReadyReason = evidence.ReadyTrue, "KubeletReady"
+	if h.runtimeDown {
+		h.node.Ready, h.node.ReadyReason = evidence.ReadyFalse, "KubeletNotReady"
+	}
+}
+
+func (w *World) losePower() {
+	h := &w.host
+	h.powered, h.kernel, h.userspace, h.kubelet = false, false, false, false
+	for _, p := range w.pods {
+		p.serves = false
+	}
+}
+
+// bootAs powers the host on; its kernel answers at once, its kubelet two seconds later, its pods five seconds after that, unless the fenced
+// taint keeps them from starting.
+func (w *World) bootAs(boot string) {
+	w.losePower()
+	h := &w.host
+	h.powered, h.kernel, h.userspace, h.boot = true, true, true, boot
+	h.toAPI, h.toUs = true, true
+	w.after(2*time.Second, func() {
+		if !h.powered || h.boot != boot {
+			return
+		}
+		h.kubelet = true
+		h.lastRenewal = w.now - renewEvery
+		w.postStatus()
+	})
+	w.after(7*time.Second, func() {
+		if !w.kubeletSpeaks() || h.boot != boot || h.node.Fenced {
+			return
+		}
+		for _, p := range w.pods {
+			p.serves, p.BootID = true, boot
+		}
+	})
+}
+
+// mayWrite is the truth that everything is about: the process of that pod exists, running or frozen.
+func (w *World) mayWrite(p *pod) bool {
+	return w.host.powered && w.host.boot == p.BootID && !p.Finished
+}
+
+func (w *World) tell(format string, args ...any) {
+	w.told = append(w.told, fmt.Sprintf(format, args...))
+}
+
+func (w *World) pod(uid string) *pod {
+	for _, p := range w.pods {
+		if p.UID == uid {
+			return p
+		}
+	}
+	return nil
+}
+
+func (w *World) device(method string) *device {
+	for _, d := range w.devices {
+		if d.Method == method {
+			return d
+		}
+	}
+	return nil
+}
