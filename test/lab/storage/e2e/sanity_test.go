@@ -4,6 +4,7 @@
 package e2e
 
 import (
+	"flag"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -16,16 +17,12 @@ import (
 	"github.com/holdfast-dev/holdfast/test/lab/storage/array"
 )
 
-// sanityRan is set by the first run of TestSanity.
-var sanityRan bool
-
 // TestSanity runs the CSI project's sanity suite against both drivers. What it skips is what the drivers
 // do not claim to offer: snapshots, expansion, staging, listing.
 func TestSanity(t *testing.T) {
-	if sanityRan {
-		t.Fatal("Ginkgo runs a suite once per process: use -count=1") // else it would exit, and leave things behind
+	if count := flag.Lookup("test.count").Value.String(); count != "1" {
+		t.Fatalf("-count=%s: Ginkgo runs a suite once per process; use -count=1", count) // else it would exit, and leave things behind
 	}
-	sanityRan = true
 	a := startArray(t, shortDir(t), "127.0.0.1:0")
 	for _, class := range []array.Class{array.Enforcing, array.Permissive} {
 		config := sanityConfig(t, a, class)
