@@ -11,6 +11,9 @@ gotestsum = bin/gotestsum --format pkgname-and-test-fails --hide-summary skipped
 # Tests that shape the network and start kubelets run one at a time on a machine, whatever the checkout.
 alone = flock /var/tmp/holdfast-lab-tests.lock
 
+# One setting for every build and test: packages are compiled once, and binaries are static.
+export CGO_ENABLED = 0
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 # bin holds links into a cache: a link is as new as its making.
@@ -95,6 +98,7 @@ test-lab: bin/gotestsum ## Test the lab, and both scenes on it (root).
 lint: bin/golangci-lint ## Run the linters, the import law and the clock law among them.
 	bin/golangci-lint run ./...
 	cd test/lab/storage && ../../../bin/golangci-lint run ./...
+	cd test/bundle && ../../bin/golangci-lint run --build-tags json1,containers_image_openpgp,exclude_graphdriver_btrfs ./...
 
 .PHONY: verify
 verify: tools ## Regenerate everything and compare, lint, and break the laws on purpose.
