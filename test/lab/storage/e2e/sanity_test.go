@@ -5,8 +5,10 @@ package e2e
 
 import (
 	"flag"
+	"net"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/kubernetes-csi/csi-test/v5/pkg/sanity"
@@ -65,5 +67,15 @@ func sanityConfig(t *testing.T, a *arrayProcess, class array.Class) sanity.TestC
 	config.TargetPath = filepath.Join(dir, "target")
 	config.StagingPath = filepath.Join(dir, "staging")
 	config.TestVolumeSize = 1 << 20
+	for _, address := range []string{config.Address, config.ControllerAddress} { // the suite does not dial twice
+		eventually(t, address+" answers", func() bool {
+			c, err := net.Dial("unix", strings.TrimPrefix(address, "unix://"))
+			if err != nil {
+				return false
+			}
+			must(t, c.Close())
+			return true
+		})
+	}
 	return config
 }
