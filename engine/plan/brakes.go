@@ -123,7 +123,7 @@ var returning = []brake{
 	{name: "I8 OldPods", when: func(m *maker) (string, bool) {
 		old := m.oldWriters()
 		return fmt.Sprintf("%d pods of the old boot are still there", len(old)), m.seen.Journal.ProofRecorded && m.seen.Node.Fenced && len(old) > 0
-	}},
+	}, tell: func(m *maker) { m.out.Next = nextRelease }},
 	{name: "I8 StillAttached", when: func(m *maker) (string, bool) {
 		// Without the fenced taint the new boot may have started pods in place; their volumes are attached by right.
 		n := len(m.seen.Attachments)

@@ -240,10 +240,10 @@ func (m *maker) settled(a evidence.Attempt) (as evidence.AttemptState, because s
 		return evidence.AttemptSettled, reads
 	case a.State == evidence.AttemptAccepted && state == evidence.PowerOn && a.Overdue:
 		return evidence.AttemptSuperseded, "the command was taken, and still " + reads
-	case a.State == evidence.AttemptSettled && state == evidence.PowerOn && m.seen.SameBoot() && len(m.seen.Unreleased()) > 0:
+	case a.State == evidence.AttemptSettled && state == evidence.PowerOn && m.seen.SameBoot() && (len(m.seen.Unreleased()) > 0 || !m.seen.Listed):
 		// Somebody switched it on again: that command is spent, and a later Off would not be its doing.
 		return evidence.AttemptSuperseded, "it was off, and " + reads + " again"
-	case a.Unsettled() && a.State != evidence.AttemptAccepted && a.CallOver && (state == evidence.PowerOff || state == evidence.PowerOn):
+	case a.Unsettled() && a.CallOver && state == evidence.PowerOff, a.Unsettled() && a.CallOver && a.Overdue && state == evidence.PowerOn:
 		// Nobody knows whether the device took it. The call is over and the device reads: another command may be given, and it must be.
 		return evidence.AttemptSuperseded, "no answer came; " + reads
 	default:
@@ -342,7 +342,9 @@ func (m *maker) silent() {
 		return // an application fails and the host has not been asked yet: ask first
 	}
 	if !m.openHold() {
-		m.out.Next = nextHealthy
+		if m.seen.Listed {
+			m.out.Next = nextHealthy // nothing guarded is there
+		}
 		return
 	}
 	if m.found.Refuted {
@@ -378,7 +380,7 @@ func (m *maker) anyReadsOn() bool {
 // fence commands Off, once, by the first method that can be used; or goes on with what was commanded.
 func (m *maker) fence(because string) {
 	m.out.Next = nextFencing
-	if !m.underway() {
+	if !m.underway() && m.seen.Journal.Step != evidence.StepFencing {
 		m.advance(evidence.StepConfirmed, because)
 	}
 	if m.braked("Fence", fencing) {
@@ -473,13 +475,14 @@ func (m *maker) unusable(p evidence.Power) string {
 		return p.Method + " reads Off while the host shows life"
 	case m.short(p) != "":
 		return m.short(p)
-	case m.failedJustNow(p.Method):
-		return p.Method + " failed to take the command a moment ago"
+	case m.inVainJustNow(p.Method):
+		return p.Method + " failed a moment ago to take the command, or to say that it had"
 	case p.State == evidence.PowerOff && m.commanded(p.Method):
 		return p.Method + " was commanded off and reads Off, but is not believed while something else speaks against it"
-	case p.State == evidence.PowerOn && m.count(p.Method, evidence.AttemptSuperseded) >= maxTries,
-		m.count(p.Method, evidence.AttemptSuperseded) >= maxRepeats:
+	case p.State == evidence.PowerOn && m.count(p.Method, evidence.AttemptSuperseded) >= maxTries:
 		return fmt.Sprintf("%s was given %d Off commands and they had no effect", p.Method, m.count(p.Method, evidence.AttemptSuperseded))
+	case m.count(p.Method, evidence.AttemptSuperseded) >= maxRepeats:
+		return fmt.Sprintf("%s was given %d Off commands and never said that it had taken one", p.Method, m.count(p.Method, evidence.AttemptSuperseded))
 	default:
 		return ""
 	}
@@ -494,17 +497,17 @@ func (m *maker) pending(p evidence.Power) bool {
 func (m *maker) lastResort(p evidence.Power) bool {
 	state := m.power(p.Method)
 	given := m.count(p.Method, evidence.AttemptAccepted, evidence.AttemptSettled, evidence.AttemptSuperseded)
-	return (state == evidence.PowerOn || state == evidence.PowerOff) && given <= maxTries && !m.failedJustNow(p.Method)
+	return (state == evidence.PowerOn || state == evidence.PowerOff) && given <= maxTries && !m.inVainJustNow(p.Method)
 }
 
-// failedJustNow is true when the latest two attempts by the method failed, until the settling time of the last is over: then it may be tried again.
-// One failure alone says little; the attempt may have been withdrawn before the call.
-func (m *maker) failedJustNow(method string) bool {
+// inVainJustNow is true when the latest two attempts by the method failed or were superseded, until the settling time of the last is over: then it
+// may be tried again. One alone says little; the attempt may have been withdrawn before the call.
+func (m *maker) inVainJustNow(method string) bool {
 	row, rests := 0, false
 	for _, a := range m.seen.Journal.Attempts {
 		switch {
 		case a.Method != method:
-		case a.State == evidence.AttemptFailed:
+		case a.State == evidence.AttemptFailed || a.State == evidence.AttemptSuperseded:
 			row, rests = row+1, !a.Overdue
 		default:
 			row = 0

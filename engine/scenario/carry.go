@@ -138,10 +138,10 @@ func (w *World) isolate(s plan.Step) {
 	if d.Identity != evidence.IdentityMatches {
 		w.Broken = append(w.Broken, w.clock()+": commanded a device that is not this machine's")
 	}
-	if w.eyes.power[s.Target].State != evidence.PowerOff {
+	state := d.takes(w)
+	if w.eyes.power[s.Target].State != evidence.PowerOff && state != evidence.AttemptFailed {
 		w.Budget.Used++
 	}
-	state := d.takes(w)
 	w.journal.Attempts[len(w.journal.Attempts)-1].State = state
 	w.tell("%s answers the command: %s", s.Target, state)
 }

@@ -185,6 +185,12 @@ func (w *World) happen() {
 	if w.kubeletSpeaks() && !h.leaseDeleted && w.now-h.lastRenewal >= renewEvery {
 		h.lastRenewal = w.now
 		h.renewals++
+		if h.node.Ready == evidence.ReadyUnknown {
+			w.postStatus()
+		}
+		for _, p := range w.pods {
+			p.ready = p.serves && !h.runtimeDown
+		}
 	}
 	if !w.cluster.othersSilent && w.now-w.cluster.othersAt >= renewEvery {
 		w.cluster.othersAt = w.now
@@ -195,11 +201,7 @@ func (w *World) happen() {
 		for _, p := range w.pods {
 			p.ready = false
 		}
-	}
-	if w.kubeletSpeaks() {
-		for _, p := range w.pods {
-			p.ready = p.serves && !h.runtimeDown
-		}
+		w.eyes.woken = true
 	}
 }
 

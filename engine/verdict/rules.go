@@ -5,7 +5,6 @@ package verdict
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -226,22 +225,12 @@ func onlyKernelAnswers(in sight) (string, bool) {
 	return "", false
 }
 
-// onlyLeaseMoves tells a host that cannot be reached from one that is dead: its lease was renewed in the later half of the time in which nothing
-// answered. A dead host's last renewal lies at the very beginning of that time, if in it at all.
+// onlyLeaseMoves tells a host that cannot be reached from one that is dead.
 func onlyLeaseMoves(in sight) (string, bool) {
-	if in.late || !in.Lease.Moved || len(in.serving) > 0 || len(in.failing) == 0 || !in.Port.Silent() {
+	if len(in.serving) > 0 || !in.Port.Silent() || !in.renewedWhileFailing() {
 		return "", false
 	}
 	if _, ok := in.kernelRefuses(); ok {
-		return "", false
-	}
-	silence := time.Duration(0)
-	for _, a := range in.Apps {
-		if slices.Contains(in.failing, a.Pod) && (silence == 0 || a.FailingFor < silence) {
-			silence = a.FailingFor
-		}
-	}
-	if in.At.Sub(in.Lease.NotBefore) > silence/2 {
 		return "", false
 	}
 	return "the lease was renewed while neither " + strings.Join(in.failing, ", ") + " nor port 10250 answered: the host lives and cannot be reached", true
@@ -257,8 +246,12 @@ func nothingAnswers(in sight) (string, bool) {
 	return fmt.Sprintf("no plane answers for %s; port 10250: %s; lease %s old", span(in.SilentFor()), in.Port.Answer, span(in.Lease.Age)), true
 }
 
+// appFails wants the kubelet heard beside the failing application: on its port, or by its lease while at least the kernel answers.
 func appFails(in sight) (string, bool) {
 	if in.late || len(in.failing) == 0 || in.Port.Answer.Rank() == evidence.RankNone {
+		return "", false
+	}
+	if in.Port.Answer.Rank() == evidence.RankKernel && !in.renewedWhileFailing() {
 		return "", false
 	}
 	return strings.Join(in.failing, ", ") + " fails its own probes on a host that is well", true

@@ -118,6 +118,8 @@ func (in *sight) gap(pw evidence.Power) string {
 		return pw.Method + " was read before the taint was seen"
 	case !in.late && !in.askedInVain(pw.OffSince):
 		return "nothing has been asked in vain since " + pw.Method + " reads Off"
+	case !in.late && in.Lease.Age <= in.policy.Contrast(in.Lease):
+		return "the lease is only " + span(in.Lease.Age) + " old, and could still be renewed if " + pw.Method + " lied"
 	default:
 		return pw.Short(in.Unreleased(), in.policy.MinimumProof)
 	}
@@ -149,6 +151,20 @@ func (in sight) lost() bool {
 // suspicious is true when anything at all speaks against the host.
 func (in sight) suspicious() bool {
 	return in.late || in.Node.Ready != evidence.ReadyTrue || len(in.failing) > 0
+}
+
+// renewedWhileFailing reports whether the lease was renewed so long after the last answer of an application that fails now, that the host was alive
+// then. A host that died has died within one probe period of its last answer, and confirmAfter is at least twice that (admission sees to it).
+func (in sight) renewedWhileFailing() bool {
+	if in.late || !in.Lease.Moved {
+		return false
+	}
+	for _, a := range in.Apps {
+		if slices.Contains(in.failing, a.Pod) && in.Lease.NotBefore.Sub(in.At)+a.FailingFor >= in.policy.ConfirmAfter/2 {
+			return true
+		}
+	}
+	return false
 }
 
 // kernelRefuses names a pod for which the host's kernel answers in the application's stead.

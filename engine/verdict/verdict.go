@@ -178,14 +178,15 @@ func Decide(s evidence.Snapshot, p Policy) Found {
 	return found
 }
 
+// liars are the methods that were contradicted and, once proof is refuted, those that it rested on: commanded, and seen Off.
 func (in sight) liars(refuted bool) []string {
 	if !in.Journal.Open() {
 		return nil
 	}
 	out := slices.Clone(in.contradicted)
-	for _, pw := range in.Power {
-		if _, commanded := commandedBy(in.Journal, pw.Method); refuted && commanded && !slices.Contains(out, pw.Method) {
-			out = append(out, pw.Method)
+	for _, a := range in.Journal.Attempts {
+		if refuted && a.State == evidence.AttemptSettled && !slices.Contains(out, a.Method) {
+			out = append(out, a.Method)
 		}
 	}
 	return out
