@@ -4,11 +4,7 @@
 package envtest_test
 
 import (
-	"bytes"
 	"context"
-	"errors"
-	"io"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,57 +13,18 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/wait"
-	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// apply creates what config/<dir> holds, strictly, in the order in which an API server needs it.
 func apply(t *testing.T, dirs ...string) []*unstructured.Unstructured {
 	t.Helper()
-	strict := client.WithFieldValidation(cluster.Client, metav1.FieldValidationStrict)
-	var namespaces, others []*unstructured.Unstructured
-	for _, dir := range dirs {
-		for _, file := range files(t, "config/"+dir) {
-			if filepath.Base(file) == "kustomization.yaml" {
-				continue
-			}
-			for _, obj := range documents(t, file) {
-				if obj.GetKind() == "Namespace" {
-					namespaces = append(namespaces, obj)
-				} else {
-					others = append(others, obj)
-				}
-			}
-		}
+	objects, err := cluster.Apply(t.Context(), dirs...)
+	if err != nil {
+		t.Fatal(err)
 	}
-	all := append(namespaces, others...)
-	for _, obj := range all {
-		if err := strict.Create(t.Context(), obj); client.IgnoreAlreadyExists(err) != nil {
-			t.Fatalf("%s %s: %v", obj.GetKind(), obj.GetName(), err)
-		}
-	}
-	return all
-}
-
-// documents are the objects of one file.
-func documents(t *testing.T, file string) []*unstructured.Unstructured {
-	t.Helper()
-	var objects []*unstructured.Unstructured
-	decoder := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(read(t, file)), 4096)
-	for {
-		obj := &unstructured.Unstructured{}
-		err := decoder.Decode(obj)
-		if errors.Is(err, io.EOF) {
-			return objects
-		}
-		if err != nil {
-			t.Fatalf("%s: %v", file, err)
-		}
-		objects = append(objects, obj)
-	}
+	return objects
 }
 
 func TestTheInstallIsAcceptedAndItsPodsAreRestricted(t *testing.T) {
