@@ -463,7 +463,15 @@ func (r *Reconciler) gatherPower(ctx context.Context, w *world) {
 	w.seen.Power = readings
 }
 
+// readDevice reads one device, and adds what it is remembered to have read before: that stays known when it cannot be read now.
 func (r *Reconciler) readDevice(ctx context.Context, h evidence.Host, d guard.Device) evidence.Power {
+	key := h.Node + "/" + h.BootID + "/" + d.Method
+	out := r.askDevice(ctx, key, d)
+	r.Powers.See(key, &out, r.Clock.Instant())
+	return out
+}
+
+func (r *Reconciler) askDevice(ctx context.Context, key string, d guard.Device) evidence.Power {
 	out := evidence.Power{Method: d.Method, Level: int(d.Level), At: r.Clock.Instant()}
 	if d.Err != nil {
 		out.Why = d.Err.Error()
@@ -474,7 +482,6 @@ func (r *Reconciler) readDevice(ctx context.Context, h evidence.Host, d guard.De
 	if what.Strength == fencing.StrengthPowerOff {
 		out.Strength = evidence.StrengthPowerOff
 	}
-	key := h.Node + "/" + h.BootID + "/" + d.Method
 	if why, resting := r.Powers.Resting(key); resting {
 		out.Why = why
 		return out
@@ -490,7 +497,6 @@ func (r *Reconciler) readDevice(ctx context.Context, h evidence.Host, d guard.De
 	out.State = map[fencing.Power]evidence.PowerState{fencing.PowerOn: evidence.PowerOn, fencing.PowerOff: evidence.PowerOff, fencing.PowerGone: evidence.PowerGone}[reading.Power]
 	out.Why = reading.Detail
 	out.Identity = identity(reading.Identity, d.SystemUUID)
-	r.Powers.See(key, &out, r.Clock.Instant())
 	return out
 }
 

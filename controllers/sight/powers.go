@@ -17,6 +17,7 @@ type Powers struct {
 	mu    sync.Mutex
 	off   map[string]evidence.Instant
 	last  map[string]evidence.Instant
+	on    map[string]evidence.Instant
 	quiet map[string]quiet
 	first map[string]evidence.Instant
 }
@@ -28,10 +29,10 @@ type quiet struct {
 
 // NewPowers returns an empty memory.
 func NewPowers(c *Clock) *Powers {
-	return &Powers{clock: c, off: map[string]evidence.Instant{}, last: map[string]evidence.Instant{}, quiet: map[string]quiet{}, first: map[string]evidence.Instant{}}
+	return &Powers{clock: c, off: map[string]evidence.Instant{}, last: map[string]evidence.Instant{}, on: map[string]evidence.Instant{}, quiet: map[string]quiet{}, first: map[string]evidence.Instant{}}
 }
 
-// See takes a reading that was complete at the instant given and puts into it since when the device has read Off, and when it last did. An unreadable
+// See takes a reading that was complete at the instant given and puts into it since when the device has read Off, and when it last read Off and On. An unreadable
 // device breaks no run: it said nothing.
 func (p *Powers) See(key string, reading *evidence.Power, complete evidence.Instant) {
 	p.mu.Lock()
@@ -45,9 +46,13 @@ func (p *Powers) See(key string, reading *evidence.Power, complete evidence.Inst
 	case evidence.PowerUnread:
 	default:
 		delete(p.off, key)
+		if reading.State == evidence.PowerOn && reading.Identity == evidence.IdentityMatches {
+			p.on[key] = reading.At
+		}
 	}
 	reading.OffSince = p.off[key]
 	reading.LastOff, reading.HasOff = p.last[key]
+	reading.LastOn, reading.HasOn = p.on[key]
 }
 
 // Rest keeps a device that did not answer from being asked again for a while, so that a dead device does not slow everything else.

@@ -286,6 +286,9 @@ type Power struct {
 	// complete. Both are kept when the device reads something else later.
 	HasOff  bool
 	LastOff Instant
+	// HasOn and LastOn are the same for On, by a device of this very machine; LastOn is when the latest such reading was begun.
+	HasOn  bool
+	LastOn Instant
 	// Why says why the device could not be read.
 	Why string
 }
@@ -536,7 +539,7 @@ func (s Snapshot) Life(since Instant) (Rank, string) {
 			best, who = r, by
 		}
 	}
-	if s.Lease.Read && s.Lease.Moved && s.SameBoot() {
+	if s.Lease.Moved && s.SameBoot() { // what was seen stays seen when the lease cannot be read now
 		see(RankUserspace, s.Lease.NotBefore, "Lease")
 	}
 	if s.Node.Spoke && s.SameBoot() {

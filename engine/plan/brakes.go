@@ -74,8 +74,11 @@ var fencing = []brake{
 		m.out.Blocked = "onHostLoss.action is Hold, so nothing is moved: bring the host back, or set FenceAndMigrate"
 	}},
 	{name: "I4 NodeIdentity", when: func(m *maker) (string, bool) {
+		if !m.seen.Node.Read {
+			return "the Node cannot be read", true
+		}
 		return fmt.Sprintf("the Node names machine %q (uid %s), the incident machine %q (uid %s)", m.seen.Node.SystemUUID, m.seen.Node.UID,
-			m.seen.Host.SystemUUID, m.seen.Host.NodeUID), m.seen.Node.Read && !m.seen.Node.Missing && !m.seen.SameMachine()
+			m.seen.Host.SystemUUID, m.seen.Host.NodeUID), !m.seen.SameMachine()
 	}, tell: func(m *maker) {
 		m.out.Blocked = "the Node object no longer names the machine of the incident: power the old machine off by hand"
 	}},

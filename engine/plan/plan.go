@@ -359,8 +359,7 @@ func (m *maker) silent() {
 		return
 	}
 	off := m.found.Rule() == "PowerReadsOff"
-	onItsWay := m.underway() && !m.anyReadsOn()
-	if !off && !onItsWay && m.braked("Fence", confirming) {
+	if !off && !m.wentOff() && m.braked("Fence", confirming) {
 		m.out.Next = nextSuspect
 		m.advance(evidence.StepSuspected, m.because())
 		return
@@ -368,13 +367,17 @@ func (m *maker) silent() {
 	m.fence(m.because())
 }
 
-func (m *maker) anyReadsOn() bool {
+// wentOff is true when this observer has seen a device read Off by command, and none read On since: the loss needs no second confirmation, only
+// the device cannot be read now.
+func (m *maker) wentOff() bool {
+	off := false
 	for _, p := range m.seen.Power {
-		if m.power(p.Method) == evidence.PowerOn {
-			return true
+		if p.State == evidence.PowerOn || (p.HasOn && (!p.HasOff || p.LastOn > p.LastOff)) {
+			return false
 		}
+		off = off || (p.HasOff && m.count(p.Method, evidence.AttemptSettled) > 0)
 	}
-	return false
+	return off
 }
 
 // fence commands Off, once, by the first method that can be used; or goes on with what was commanded.

@@ -155,7 +155,7 @@ func (w *World) lookAtDevice(d *device) {
 	}
 	p, was := d.Power, w.eyes.power[d.Method]
 	p.State, p.At = d.answer(truth), evidence.Instant(w.now)
-	p.OffSince, p.HasOff, p.LastOff = was.OffSince, was.HasOff, was.LastOff
+	p.OffSince, p.HasOff, p.LastOff, p.HasOn, p.LastOn = was.OffSince, was.HasOff, was.LastOff, was.HasOn, was.LastOn
 	switch p.State {
 	case evidence.PowerOff:
 		if was.State != evidence.PowerOff && (was.State != evidence.PowerUnread || p.OffSince == 0) {
@@ -166,6 +166,9 @@ func (w *World) lookAtDevice(d *device) {
 		p.Why = "no answer"
 	default:
 		p.OffSince = 0
+		if p.State == evidence.PowerOn && p.Identity == evidence.IdentityMatches {
+			p.HasOn, p.LastOn = true, p.At
+		}
 	}
 	w.eyes.power[d.Method] = p
 }

@@ -27,8 +27,8 @@ var rules = []rule{
 	{"ObserverDeaf", Blind, observerDeaf},
 	{"NotRead", Unknown, notRead},
 	{"NodeMissing", Unknown, nodeMissing},
-	{"DeviceContradicted", Unknown, deviceContradicted},
 	{"PowerReadsOff", Silent, powerReadsOff},
+	{"DeviceContradicted", Unknown, deviceContradicted},
 	{"ManyHostsLate", Blind, manyHostsLate},
 	{"KubeletSaysRuntimeDown", RuntimeDown, runtimeDown},
 	{"WriterAnswers", KubeletDown, writerAnswers},
@@ -154,10 +154,10 @@ func nodeMissing(in sight) (string, bool) {
 	return "the Node object is gone; the machine may still run", true
 }
 
-// deviceContradicted holds a host whose device says Off while the host says otherwise; where the application answers, or the lease moves, the
-// rules on life say more.
+// deviceContradicted holds a host whose device says Off while the host said otherwise lately; where the application answers, or the lease moves, the
+// rules on life say more, and where all has been silent for long, a device that lied is no reason to wait for another.
 func deviceContradicted(in sight) (string, bool) {
-	if len(in.contradicted) == 0 || !in.late {
+	if len(in.contradicted) == 0 || !in.late || in.SilentFor() >= in.policy.ConfirmAfter {
 		return "", false
 	}
 	rank, who := in.Life(in.offSince(in.contradicted[0]))
@@ -170,7 +170,7 @@ func deviceContradicted(in sight) (string, bool) {
 // powerReadsOff believes a device only where something else points the same way: a late lease, or an application that fails its probes on a
 // host whose port does not answer either, and no application that serves. A device that lies about a host which is well starts nothing.
 func powerReadsOff(in sight) (string, bool) {
-	if len(in.readsOff) == 0 || len(in.serving) > 0 {
+	if len(in.readsOff) == 0 || len(in.serving) > 0 || in.heardLately() {
 		return "", false
 	}
 	if !in.late && (len(in.failing) == 0 || !in.Port.Silent()) {

@@ -76,7 +76,7 @@ func (in *sight) weigh(pw evidence.Power) {
 		in.proofGap = pw.Method + " reads Off, but " + who + " showed life since"
 		return
 	}
-	if other := in.readsOn(); other != "" {
+	if other := in.readOnSince(pw.OffSince); other != "" {
 		in.proofGap = fmt.Sprintf("%s reads Off, but %s reads On", pw.Method, other)
 		return
 	}
@@ -87,10 +87,12 @@ func (in *sight) weigh(pw evidence.Power) {
 	in.readsOff = append(in.readsOff, pw.Method)
 }
 
-// readsOn names a trusted device of this machine that reads On.
-func (in *sight) readsOn() string {
+// readOnSince names a trusted device of this machine that reads On, or has read On since the instant given and cannot be read now.
+func (in *sight) readOnSince(off evidence.Instant) string {
 	for _, pw := range in.Power {
-		if pw.State == evidence.PowerOn && pw.Identity == evidence.IdentityMatches && !in.Journal.Distrusts(pw.Method) {
+		on := pw.State == evidence.PowerOn && pw.Identity == evidence.IdentityMatches
+		wasOn := pw.State != evidence.PowerOff && pw.HasOn && pw.LastOn >= off
+		if (on || wasOn) && !in.Journal.Distrusts(pw.Method) {
 			return pw.Method
 		}
 	}
@@ -151,6 +153,16 @@ func (in sight) lost() bool {
 // suspicious is true when anything at all speaks against the host.
 func (in sight) suspicious() bool {
 	return in.late || in.Node.Ready != evidence.ReadyTrue || len(in.failing) > 0
+}
+
+// heardLately names a pod that is not being probed, and that answered within confirmAfter: it may serve as well as not.
+func (in sight) heardLately() bool {
+	for _, a := range in.Apps {
+		if a.Exclusive && a.Serving == evidence.ServingUnread && a.HasAnswer && in.At.Sub(a.LastAnswer) < in.policy.ConfirmAfter {
+			return true
+		}
+	}
+	return false
 }
 
 // renewedWhileFailing reports whether the lease was renewed so long after the last answer of an application that fails now, that the host was alive
