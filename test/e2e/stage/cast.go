@@ -1,0 +1,154 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package stage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/holdfast-dev/holdfast/test/lab/process"
+)
+
+// managers selects Holdfast's pods, leaderLease is what their leader holds.
+var managers = client.MatchingLabels{"app.kubernetes.io/name": "holdfast", "app.kubernetes.io/component": "manager"}
+
+const leaderLease = "holdfast-manager"
+
+// Is reports whether a condition is True.
+func Is(conditions []metav1.Condition, kind string) bool {
+	return meta.IsStatusConditionTrue(conditions, kind)
+}
+
+// PodReady reports whether the pod is Ready and not being deleted.
+func PodReady(p *corev1.Pod) bool {
+	return p.DeletionTimestamp == nil && slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+// NodeReady reports whether the Node is Ready.
+func NodeReady(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+// Ledger returns the ledger's pod.
+func (s *Stage) Ledger(ctx context.Context) (*corev1.Pod, error) {
+	var p corev1.Pod
+	return &p, s.Client.Get(ctx, types.NamespacedName{Namespace: Namespace, Name: Pod}, &p)
+}
+
+// leads is the pod that holds the leader's lease; other leases have none.
+func leads(l *coordinationv1.Lease) string {
+	if l.Namespace != HoldfastNamespace || l.Name != leaderLease || l.Spec.HolderIdentity == nil {
+		return ""
+	}
+	name, _, _ := strings.Cut(*l.Spec.HolderIdentity, "_")
+	return name
+}
+
+// Leader returns the pod of Holdfast that leads.
+func (s *Stage) Leader(ctx context.Context) (*corev1.Pod, error) {
+	name, err := s.AwaitLeader(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var p corev1.Pod
+	return &p, s.Client.Get(ctx, types.NamespacedName{Namespace: HoldfastNamespace, Name: name}, &p)
+}
+
+// FreeHost returns a host without any pod of Holdfast.
+func (s *Stage) FreeHost(ctx context.Context) (string, error) {
+	var pods corev1.PodList
+	if err := s.Client.List(ctx, &pods, client.InNamespace(HoldfastNamespace), managers); err != nil {
+		return "", err
+	}
+	for _, h := range s.Lab.Hosts() {
+		if !slices.ContainsFunc(pods.Items, func(p corev1.Pod) bool { return p.Spec.NodeName == h.Name() }) {
+			return h.Name(), nil
+		}
+	}
+	return "", errors.New("every host has a pod of Holdfast: raise the stage with more hosts")
+}
+
+// Place brings the ledger to the host as an administrator would, by a graceful delete with the other hosts cordoned, and waits until it is
+// Ready there and its client is served.
+func (s *Stage) Place(ctx context.Context, host string) (*corev1.Pod, error) {
+	old, err := s.Ledger(ctx)
+	if err != nil || old.Spec.NodeName == host {
+		return old, err
+	}
+	others := slices.DeleteFunc(s.hostNames(), func(name string) bool { return name == host })
+	if _, err := s.Kubectl(ctx, append([]string{"cordon"}, others...)...); err != nil {
+		return nil, err
+	}
+	if err := s.Client.Delete(ctx, old); err != nil {
+		return nil, err
+	}
+	moved, err := s.AwaitPod(ctx, "the ledger on "+host, func(p *corev1.Pod) bool {
+		return p.UID != old.UID && p.Spec.NodeName == host && PodReady(p)
+	})
+	_, uncordon := s.Kubectl(ctx, append([]string{"uncordon"}, others...)...)
+	if err := errors.Join(err, uncordon); err != nil {
+		return nil, err
+	}
+	return moved, s.AwaitServed(ctx)
+}
+
+func (s *Stage) hostNames() []string {
+	var names []string
+	for _, h := range s.Lab.Hosts() {
+		names = append(names, h.Name())
+	}
+	return names
+}
+
+// Scale sets how many managers there are, and waits until so many are ready; with none, until every pod of Holdfast is gone.
+func (s *Stage) Scale(ctx context.Context, replicas int32) error {
+	if _, err := s.Kubectl(ctx, "scale", "-n", HoldfastNamespace, "deployment/holdfast-manager", fmt.Sprintf("--replicas=%d", replicas)); err != nil {
+		return err
+	}
+	if replicas > 0 {
+		return s.awaitManager(ctx, replicas)
+	}
+	return follow(ctx, s.Client, &corev1.PodList{}, []client.ListOption{client.InNamespace(HoldfastNamespace), managers},
+		func(now map[string]*corev1.Pod) bool { return len(now) == 0 })
+}
+
+// ProcessOf finds the process of a pod's program, by its command name, as the machine sees it. Signal it through the ID: a reused pid is never hit.
+func (s *Stage) ProcessOf(pod *corev1.Pod, command string) (process.ID, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return process.ID{}, err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		comm, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "comm"))
+		if strings.TrimSpace(string(comm)) != command {
+			continue
+		}
+		cgroups, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cgroup"))
+		if strings.Contains(string(cgroups), string(pod.UID)) || strings.Contains(string(cgroups), strings.ReplaceAll(string(pod.UID), "-", "_")) {
+			return process.Find(pid)
+		}
+	}
+	return process.ID{}, fmt.Errorf("no process %s of pod %s/%s on this machine", command, pod.Namespace, pod.Name)
+}
