@@ -83,6 +83,7 @@ const (
 	ReasonSecretMissing    = "SecretMissing"
 	ReasonSecretMalformed  = "SecretMalformed"
 	ReasonDeviceUnreadable = "DeviceUnreadable"
+	ReasonDeviceDenied     = "DeviceDenied"
 	ReasonHostUnlisted     = "HostUnlisted"
 	ReasonNodeMissing      = "NodeMissing"
 	ReasonDeviceReady      = "DeviceReady"

@@ -101,6 +101,7 @@ func reason(err error) string {
 	}{
 		{guard.ErrSecretMissing, v1alpha1.ReasonSecretMissing}, {guard.ErrSecretMalformed, v1alpha1.ReasonSecretMalformed},
 		{guard.ErrUnlisted, v1alpha1.ReasonHostUnlisted}, {fencing.ErrIdentity, v1alpha1.ReasonIdentityMismatch},
+		{fencing.ErrDenied, v1alpha1.ReasonDeviceDenied},
 	} {
 		if errors.Is(err, k.err) {
 			return k.reason

@@ -9,7 +9,6 @@ import (
 	"context"
 	"fmt"
 	"sort"
-	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -19,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/engine/evidence"
@@ -31,10 +31,6 @@ const (
 	IndexPodNode = "spec.nodeName"
 	// IndexPodIP finds pods by status.podIP.
 	IndexPodIP = "status.podIP"
-	// IndexIncidentNode finds incidents by spec.nodeName.
-	IndexIncidentNode = "spec.nodeName"
-	// IndexAttachmentNode finds attachments by spec.nodeName.
-	IndexAttachmentNode = "spec.nodeName"
 )
 
 // App is one accepted GuardedStatefulApp with the claims that it guards.
@@ -49,7 +45,8 @@ type App struct {
 // Key is "namespace/name".
 func (a App) Key() string { return a.Namespace + "/" + a.Name }
 
-// Apps returns every accepted app with its workload's pods, sorted by key.
+// Apps returns every app that is or was accepted with its workload's pods, sorted by key. What was accepted once stays under guard until the app is let
+// go: a workload that was deleted or changed since may still have writers.
 func Apps(ctx context.Context, c client.Reader) ([]App, error) {
 	var list v1alpha1.GuardedStatefulAppList
 	if err := c.List(ctx, &list); err != nil {
@@ -57,7 +54,7 @@ func Apps(ctx context.Context, c client.Reader) ([]App, error) {
 	}
 	var out []App
 	for _, g := range list.Items {
-		if !meta.IsStatusConditionTrue(g.Status.Conditions, v1alpha1.ConditionAccepted) {
+		if !meta.IsStatusConditionTrue(g.Status.Conditions, v1alpha1.ConditionAccepted) && !controllerutil.ContainsFinalizer(&g, v1alpha1.FinalizerApp) {
 			continue
 		}
 		app, err := Resolve(ctx, c, g)
@@ -176,24 +173,3 @@ func orDefault(v, d int32) int32 {
 }
 
 func seconds(n int32) time.Duration { return time.Duration(n) * time.Second }
-
-// Join writes a map as "key=value" pairs in order, as our namespace annotations hold them.
-func Join(m map[string]string) string {
-	pairs := make([]string, 0, len(m))
-	for k, v := range m {
-		pairs = append(pairs, k+"="+v)
-	}
-	sort.Strings(pairs)
-	return strings.Join(pairs, ",")
-}
-
-// Split reads what Join wrote.
-func Split(s string) map[string]string {
-	out := map[string]string{}
-	for _, pair := range strings.Split(s, ",") {
-		if k, v, ok := strings.Cut(pair, "="); ok {
-			out[k] = v
-		}
-	}
-	return out
-}

@@ -27,10 +27,12 @@ func (r *Reconciler) act(ctx context.Context, s *sighting) error {
 		return r.letGo(ctx, s)
 	}
 	if s.refused != nil {
-		if len(s.guarded.Pods) == 0 {
-			r.Board.Set(key(&s.app), nil)
+		// Nothing is touched and what was marked before stays marked; the pods of an app that was accepted once are still heard.
+		if !controllerutil.ContainsFinalizer(&s.app, v1alpha1.FinalizerApp) {
+			s.guarded.Pods = nil
 		}
-		return nil // nothing is touched; what was marked before stays marked
+		r.probe(s)
+		return nil
 	}
 	if controllerutil.AddFinalizer(&s.app, v1alpha1.FinalizerApp) {
 		if err := r.Client.Update(ctx, &s.app); err != nil {
@@ -59,8 +61,8 @@ func (r *Reconciler) letGo(ctx context.Context, s *sighting) error {
 	}
 	for _, h := range s.incidents {
 		for _, p := range h.Status.Pods {
-			if p.Namespace == s.app.Namespace && p.App == s.app.Name && h.Status.Proof != nil {
-				return nil // its host is being dealt with
+			if p.Namespace == s.app.Namespace && p.App == s.app.Name {
+				return nil // its host is being dealt with: the guard ends with the incident
 			}
 		}
 	}

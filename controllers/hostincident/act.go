@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -19,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	logf "sigs.k8s.io/controller-runtime/pkg/log"
 
+	"github.com/holdfast-dev/holdfast/admission"
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/controllers/guard"
 	"github.com/holdfast-dev/holdfast/engine/evidence"
@@ -38,6 +40,7 @@ var errSofter = errors.New("the plan changed before the step")
 
 // act carries out the plan's reversible steps, and then at most one that cannot be undone: journal, look again, decide again, act.
 func (r *Reconciler) act(ctx context.Context, w *world, found verdict.Found, todo plan.Plan) error {
+	opens := w.incident == nil
 	for _, s := range todo.Steps {
 		if s.Kind.Irreversible() {
 			break // it comes last
@@ -50,8 +53,8 @@ func (r *Reconciler) act(ctx context.Context, w *world, found verdict.Found, tod
 		return nil
 	}
 	step := todo.Steps[len(todo.Steps)-1]
-	if w.incident == nil {
-		return nil // opened in this round; the journal is read back first
+	if opens {
+		return nil // the journal is read back first
 	}
 	if step.Kind == plan.Isolate {
 		return r.isolate(ctx, w, found, todo, step)
@@ -113,6 +116,11 @@ func (r *Reconciler) reversible(ctx context.Context, w *world, found verdict.Fou
 			return without(without(taints, v1alpha1.TaintOutOfService), v1alpha1.TaintFenced)
 		})
 	case plan.Advance:
+		if s.Target == string(evidence.StepRetired) {
+			if err := r.end(ctx, w); err != nil {
+				return err
+			}
+		}
 		r.advance(w, v1alpha1.IncidentStep(s.Target))
 	case plan.Settle:
 		settleAttempt(w.incident, s, r.Clock.Now())
@@ -121,6 +129,9 @@ func (r *Reconciler) reversible(ctx context.Context, w *world, found verdict.Fou
 	case plan.RecordProof:
 		r.recordProof(w, found)
 	case plan.Close:
+		if err := r.end(ctx, w); err != nil {
+			return err
+		}
 		r.advance(w, v1alpha1.StepClosed)
 	default:
 		return fmt.Errorf("no way to carry out %s", s.Kind)
@@ -141,8 +152,7 @@ func (r *Reconciler) open(ctx context.Context, w *world) error {
 			continue
 		}
 		if !over(h) {
-			w.incident = h
-			return nil
+			return fmt.Errorf("%w: incident %s is open already", errSofter, h.Name) // what was decided without its journal is not done
 		}
 		if h.Spec.BootID == w.seen.Host.BootID {
 			episode = max(episode, h.Spec.Episode+1)
@@ -172,7 +182,13 @@ func incidentName(h evidence.Host, episode int32) string {
 // arm puts label and finalizer on a pod and its name into the namespace's list, which the eviction policy reads.
 func (r *Reconciler) arm(ctx context.Context, w *world, uid string) error {
 	p := w.pods[uid]
-	if err := r.list(ctx, p.Namespace, func(held map[string]string) { held[p.Name] = w.incident.Name }); err != nil {
+	ours := admission.Hold{Pod: p.Name, Incident: w.incident.Name}
+	if err := r.list(ctx, p.Namespace, func(holds []admission.Hold) []admission.Hold {
+		if slices.Contains(holds, ours) {
+			return holds
+		}
+		return append(holds, ours)
+	}); err != nil {
 		return err
 	}
 	base := p.DeepCopy()
@@ -202,30 +218,82 @@ func (r *Reconciler) disarm(ctx context.Context, w *world, p *corev1.Pod) error 
 }
 
 func (r *Reconciler) unlist(ctx context.Context, w *world, p *corev1.Pod) error {
-	return r.list(ctx, p.Namespace, func(held map[string]string) {
-		if held[p.Name] == w.incident.Name {
-			delete(held, p.Name)
-		}
+	ours := admission.Hold{Pod: p.Name, Incident: w.incident.Name}
+	return r.list(ctx, p.Namespace, func(holds []admission.Hold) []admission.Hold {
+		return slices.DeleteFunc(holds, func(h admission.Hold) bool { return h == ours })
 	})
 }
 
-// list changes the list of held pods of a namespace, under the namespace's own lock.
-func (r *Reconciler) list(ctx context.Context, namespace string, change func(map[string]string)) error {
+// sweep ends what a crash left half done: it tells the journal which of its pods are gone after proof, and takes names off the lists for which no held
+// pod is left. Such an entry would hold the successor, which has the same name.
+func (r *Reconciler) sweep(ctx context.Context, w *world) error {
+	if w.incident == nil || !w.seen.Listed {
+		return nil
+	}
+	namespaces := map[string]bool{}
+	for i := range w.incident.Status.Pods {
+		p := &w.incident.Status.Pods[i]
+		namespaces[p.Namespace] = true
+		if _, there := w.pods[p.UID]; !there && w.incident.Status.Proof != nil && p.ReleasedAt == nil {
+			p.ReleasedAt = &metav1.Time{Time: r.Clock.Now()}
+		}
+	}
+	for namespace := range namespaces {
+		var ns corev1.Namespace
+		if err := r.Client.Get(ctx, types.NamespacedName{Name: namespace}, &ns); err != nil {
+			return client.IgnoreNotFound(err)
+		}
+		for _, h := range admission.ParseHeld(ns.Annotations[v1alpha1.AnnotationHeld]) {
+			if h.Incident != w.incident.Name {
+				continue
+			}
+			if err := r.sweepEntry(ctx, w, namespace, h.Pod); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (r *Reconciler) sweepEntry(ctx context.Context, w *world, namespace, name string) error {
+	p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
+	err := r.Live.Get(ctx, client.ObjectKeyFromObject(&p), &p)
+	if client.IgnoreNotFound(err) != nil || (err == nil && p.Labels[v1alpha1.LabelHold] == w.incident.Name) {
+		return client.IgnoreNotFound(err)
+	}
+	return r.unlist(ctx, w, &p)
+}
+
+// end does what has to be done before an incident may be over: nothing of the hold outlives it.
+func (r *Reconciler) end(ctx context.Context, w *world) error {
+	for _, p := range w.pods {
+		if p.Labels[v1alpha1.LabelHold] != w.incident.Name {
+			continue
+		}
+		if err := r.disarm(ctx, w, p); err != nil {
+			return err
+		}
+	}
+	return r.sweep(ctx, w)
+}
+
+// list changes the list of held pods of a namespace, under the namespace's own lock. Entries of others stay.
+func (r *Reconciler) list(ctx context.Context, namespace string, change func([]admission.Hold) []admission.Hold) error {
 	var ns corev1.Namespace
 	if err := r.Live.Get(ctx, types.NamespacedName{Name: namespace}, &ns); err != nil {
 		return err
 	}
 	base := ns.DeepCopy()
-	held := guard.Split(ns.Annotations[v1alpha1.AnnotationHeld])
-	change(held)
-	if guard.Join(held) == ns.Annotations[v1alpha1.AnnotationHeld] {
+	before := admission.ParseHeld(ns.Annotations[v1alpha1.AnnotationHeld])
+	holds := change(slices.Clone(before))
+	if slices.Equal(holds, before) {
 		return nil
 	}
 	if ns.Annotations == nil {
 		ns.Annotations = map[string]string{}
 	}
-	ns.Annotations[v1alpha1.AnnotationHeld] = guard.Join(held)
-	if len(held) == 0 {
+	ns.Annotations[v1alpha1.AnnotationHeld] = admission.FormatHeld(holds)
+	if len(holds) == 0 {
 		delete(ns.Annotations, v1alpha1.AnnotationHeld)
 	}
 	return r.Client.Patch(ctx, &ns, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
@@ -313,6 +381,8 @@ func (r *Reconciler) recordProof(w *world, found verdict.Found) {
 
 // isolate gives one Off command: journal it, look again, decide again, command, journal the answer (invariants I2, I6, I9).
 func (r *Reconciler) isolate(ctx context.Context, w *world, found verdict.Found, todo plan.Plan, step plan.Step) error {
+	r.fencing.Lock()
+	defer r.fencing.Unlock()
 	a := v1alpha1.Attempt{ID: fmt.Sprintf("off-%d", len(w.incident.Status.Attempts)+1), Method: step.Target, Level: int32(step.Level), //nolint:gosec // small
 		State: v1alpha1.AttemptIntended, IntendedAt: metav1.Time{Time: r.Clock.Now()}, By: r.Self, PowerBefore: powerOf(w, step.Target)}
 	w.incident.Status.Attempts = append(w.incident.Status.Attempts, a)
@@ -323,6 +393,10 @@ func (r *Reconciler) isolate(ctx context.Context, w *world, found verdict.Found,
 	fresh, err := r.lookAgain(ctx, w, step, a.ID)
 	if err != nil {
 		return errors.Join(err, r.answer(ctx, w, a.ID, v1alpha1.AttemptFailed, "withdrawn before the call: "+err.Error()))
+	}
+	if now := powerOf(fresh, step.Target); now != a.PowerBefore {
+		// The budget counts by what was journalled, so that is what must be done.
+		return r.answer(ctx, w, a.ID, v1alpha1.AttemptFailed, fmt.Sprintf("withdrawn before the call: %s read %s, and now reads %s", step.Target, a.PowerBefore, now))
 	}
 	for _, d := range fresh.devices {
 		if d.Method == step.Target && d.Err == nil {

@@ -72,7 +72,7 @@ func (r *Reconciler) gatherBut(ctx context.Context, host string, how depth, atte
 	apps := r.gatherApps(ctx, w)
 	r.gatherWriters(ctx, w, from, apps)
 	r.gatherAttachments(ctx, w, from)
-	r.gatherPolicy(ctx, w)
+	r.gatherPolicy(ctx, w, from)
 	w.seen.Port = r.Board.Port(host)
 	r.gatherCluster(ctx, w)
 	if how == live && w.incident != nil {
@@ -99,34 +99,22 @@ func (r *Reconciler) read(ctx context.Context, do func(context.Context) error) (
 	return answered, err
 }
 
+// gatherIncident finds the open incident of the host. Where the API server does not answer, what the cache remembers is better than nothing: the
+// journal's own lock refuses whatever was decided on an old one.
 func (r *Reconciler) gatherIncident(ctx context.Context, w *world, from client.Reader) {
 	var list v1alpha1.HostIncidentList
-	if err := r.Client.List(ctx, &list, client.MatchingFields{guard.IndexIncidentNode: w.seen.Host.Node}); err != nil {
+	if _, err := r.read(ctx, func(c context.Context) error { return from.List(c, &list) }); err != nil {
 		logf.FromContext(ctx).Error(err, "incidents cannot be listed")
 		w.seen.Listed = false
-		return
+		if err := r.Client.List(ctx, &list); err != nil {
+			return
+		}
 	}
 	for i := range list.Items {
-		if over(&list.Items[i]) {
-			continue
+		if h := &list.Items[i]; h.Spec.NodeName == w.seen.Host.Node && !over(h) {
+			w.incident = h
+			return
 		}
-		w.incident = &list.Items[i]
-		break
-	}
-	if w.incident == nil || from == client.Reader(r.Client) {
-		return
-	}
-	var fresh v1alpha1.HostIncident
-	answered, err := r.read(ctx, func(c context.Context) error {
-		return r.Live.Get(c, types.NamespacedName{Name: w.incident.Name}, &fresh)
-	})
-	switch {
-	case err == nil && over(&fresh):
-		w.incident = nil
-	case err == nil:
-		w.incident = &fresh
-	case answered && apierrors.IsNotFound(err):
-		w.incident = nil
 	}
 }
 
@@ -254,7 +242,7 @@ func (r *Reconciler) writer(ctx context.Context, w *world, p *corev1.Pod, app *g
 	w.pods[uid] = p
 	w.seen.Writers = append(w.seen.Writers, evidence.Writer{
 		App: app.Key(), Namespace: p.Namespace, Name: p.Name, UID: uid, Volumes: guard.Volumes(ctx, r.Client, p),
-		Held:        p.Labels[v1alpha1.LabelHold] != "" && (has(p.Finalizers, v1alpha1.FinalizerHold) || p.DeletionTimestamp != nil),
+		Held:        held(p),
 		Terminating: p.DeletionTimestamp != nil,
 		Removed: p.DeletionTimestamp != nil && p.DeletionGracePeriodSeconds != nil && *p.DeletionGracePeriodSeconds == 0 &&
 			!has(p.Finalizers, v1alpha1.FinalizerHold),
@@ -267,6 +255,15 @@ func (r *Reconciler) writer(ctx context.Context, w *world, p *corev1.Pod, app *g
 	a.Exclusive = r.exclusive(ctx, p)
 	a.EndpointReady = ready(p)
 	w.seen.Apps = append(w.seen.Apps, a)
+}
+
+// held reports whether the hold stands on a pod as far as it can. A pod that is terminating takes no new finalizer; one that a human has overridden is
+// left as the human left it.
+func held(p *corev1.Pod) bool {
+	if p.Annotations[v1alpha1.AnnotationOverride] != "" {
+		return true
+	}
+	return p.Labels[v1alpha1.LabelHold] != "" && (has(p.Finalizers, v1alpha1.FinalizerHold) || p.DeletionTimestamp != nil)
 }
 
 // exclusive reports whether no other pod object has the pod's address. If that cannot be told, it is not.
@@ -351,7 +348,7 @@ func (r *Reconciler) gatherAttachments(ctx context.Context, w *world, from clien
 }
 
 // gatherPolicy reads what apps, profile and cluster ask for, the budget, and the journal.
-func (r *Reconciler) gatherPolicy(ctx context.Context, w *world) {
+func (r *Reconciler) gatherPolicy(ctx context.Context, w *world, from client.Reader) {
 	var config v1alpha1.GuardConfig
 	_ = r.Client.Get(ctx, types.NamespacedName{Name: v1alpha1.GuardConfigName}, &config) // absent: defaults
 	if w.node != nil {
@@ -360,25 +357,28 @@ func (r *Reconciler) gatherPolicy(ctx context.Context, w *world) {
 		}
 	}
 	w.policy = guard.PolicyFor(w.apps, w.profile, config.Spec)
-	w.budget = r.gatherBudget(ctx, config.Spec.FenceBudget)
+	w.budget = r.gatherBudget(ctx, w, from, config.Spec.FenceBudget)
 	if w.incident != nil {
 		w.seen.Journal = r.gatherJournal(w)
 	}
 }
 
-// gatherBudget counts the Off commands of the sliding window that changed state or may have. Times in the future count as well.
-func (r *Reconciler) gatherBudget(ctx context.Context, b v1alpha1.FenceBudget) plan.Budget {
+// gatherBudget counts the Off commands of the sliding window that changed state or may have, but for the attempt in hand. Times in the future count as well.
+func (r *Reconciler) gatherBudget(ctx context.Context, w *world, from client.Reader, b v1alpha1.FenceBudget) plan.Budget {
 	if b.WindowSeconds == 0 {
 		b = v1alpha1.FenceBudget{Count: 2, WindowSeconds: 3600}
 	}
 	out := plan.Budget{Max: int(b.Count)}
 	var list v1alpha1.HostIncidentList
-	if err := r.Client.List(ctx, &list); err != nil {
+	if _, err := r.read(ctx, func(c context.Context) error { return from.List(c, &list) }); err != nil {
 		return plan.Budget{} // nothing left: what cannot be counted is not spent
 	}
 	begin := r.Clock.Now().Add(-time.Duration(b.WindowSeconds) * time.Second)
 	for _, h := range list.Items {
 		for _, a := range h.Status.Attempts {
+			if w.incident != nil && h.Name == w.incident.Name && a.ID == w.ignore {
+				continue
+			}
 			if a.State != v1alpha1.AttemptFailed && a.PowerBefore != evidence.PowerOff.String() && a.IntendedAt.After(begin) {
 				out.Used++
 			}
@@ -428,7 +428,7 @@ func (r *Reconciler) settle(w *world, method string) time.Duration {
 }
 
 func (r *Reconciler) gatherCluster(ctx context.Context, w *world) {
-	c := evidence.Cluster{APISilent: r.API.SilentFor(), Observing: time.Duration(r.Clock.Instant())}
+	c := evidence.Cluster{APISilent: r.API.SilentFor(), Observing: r.Clock.Instant().Sub(evidence.Instant(r.began.Load()))}
 	var nodes corev1.NodeList
 	if err := r.Client.List(ctx, &nodes); err == nil {
 		names := make([]string, 0, len(nodes.Items))

@@ -6,6 +6,8 @@ package hostincident
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/client-go/tools/events"
@@ -40,6 +42,10 @@ type Reconciler struct {
 	CallDeadline time.Duration
 
 	phases phaseTimes
+	// began is when this process began to lead: a standby hears nobody.
+	began atomic.Int64
+	// fencing lets one Off command at a time be journalled and counted against the budget (invariant I5).
+	fencing sync.Mutex
 }
 
 // Reconcile looks at one host.

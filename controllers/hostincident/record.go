@@ -12,6 +12,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	logf "sigs.k8s.io/controller-runtime/pkg/log"
@@ -29,9 +30,10 @@ const statusEvery = 30 * time.Second
 
 // record writes the journal and says when to look again. A conflict means that somebody else has written: look at once.
 func (r *Reconciler) record(ctx context.Context, w *world, found verdict.Found, todo plan.Plan, acted error) (ctrl.Result, error) {
+	swept := r.sweep(ctx, w)
 	err := r.journal(ctx, w, found, todo)
 	result := r.again(w, todo)
-	switch all := errors.Join(acted, err); {
+	switch all := errors.Join(acted, swept, err); {
 	case all == nil:
 	case errors.Is(all, errSofter), apierrors.IsConflict(all), apierrors.IsAlreadyExists(all):
 		logf.FromContext(ctx).Info("Looking again", "because", all.Error())
@@ -179,19 +181,29 @@ func hasPhase(h *v1alpha1.HostIncident, name string) bool {
 	return false
 }
 
-// event tells the incident, the node and the apps.
+// event tells the incident, the node, the apps, their workloads and their pods on the host.
 func (r *Reconciler) event(w *world, kind, reason, format string, args ...any) {
 	if r.Events == nil {
 		return
 	}
-	r.Events.Eventf(w.incident, nil, kind, reason, reason, format, args...)
+	tell := func(about, related runtime.Object) { r.Events.Eventf(about, related, kind, reason, reason, format, args...) }
+	tell(w.incident, nil)
 	if w.node != nil {
-		r.Events.Eventf(w.node, w.incident, kind, reason, reason, format, args...)
+		tell(w.node, w.incident)
 	}
-	for _, app := range w.apps {
-		var g v1alpha1.GuardedStatefulApp
-		if err := r.Client.Get(context.Background(), types.NamespacedName{Namespace: app.Namespace, Name: app.Name}, &g); err == nil {
-			r.Events.Eventf(&g, w.incident, kind, reason, reason, format, args...)
+	told := map[types.UID]bool{}
+	for _, p := range w.pods {
+		tell(p, w.incident)
+		owner := metav1.GetControllerOf(p)
+		if owner == nil || told[owner.UID] {
+			continue
 		}
+		told[owner.UID] = true
+		workload := &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: owner.APIVersion, Kind: owner.Kind},
+			ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: owner.Name, UID: owner.UID}}
+		tell(workload, w.incident)
+	}
+	for i := range w.apps {
+		tell(&w.apps[i].GuardedStatefulApp, w.incident)
 	}
 }

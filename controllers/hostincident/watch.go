@@ -115,6 +115,7 @@ func (r *Reconciler) feedLeases(mgr ctrl.Manager) error {
 
 // ping asks the API server for an answer, so that its silence is known without a reason to read.
 func (r *Reconciler) ping(ctx context.Context) error {
+	r.began.Store(int64(r.Clock.Instant()))
 	tick := r.Clock.NewTicker(pingEvery)
 	defer tick.Stop()
 	for {
@@ -143,7 +144,6 @@ func Index(ctx context.Context, mgr ctrl.Manager) error {
 	}{
 		{&corev1.Pod{}, guard.IndexPodNode, func(o client.Object) []string { return one(o.(*corev1.Pod).Spec.NodeName) }},
 		{&corev1.Pod{}, guard.IndexPodIP, func(o client.Object) []string { return one(o.(*corev1.Pod).Status.PodIP) }},
-		{&v1alpha1.HostIncident{}, guard.IndexIncidentNode, func(o client.Object) []string { return one(o.(*v1alpha1.HostIncident).Spec.NodeName) }},
 	} {
 		if err := index.IndexField(ctx, i.object, i.field, i.of); err != nil {
 			return fmt.Errorf("index %s: %w", i.field, err)

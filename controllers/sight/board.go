@@ -216,19 +216,19 @@ func (b *Board) App(uid string) (a evidence.App, ok bool) {
 	return a, true
 }
 
-// WatchPort begins to ask a suspect host's kubelet port; it goes on until UnwatchPort.
+// WatchPort begins to ask a suspect host's kubelet port; it goes on until UnwatchPort. Without an address, what is being asked already goes on.
 func (b *Board) WatchPort(host, ip string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.ctx == nil || ip == "" {
+		return
+	}
 	addr := net.JoinHostPort(ip, "10250")
 	if old, ok := b.ports[host]; ok {
 		if old.address == addr {
 			return
 		}
 		old.stop()
-	}
-	if b.ctx == nil || ip == "" {
-		return
 	}
 	ctx, stop := context.WithCancel(b.ctx)
 	p := &portBoard{address: addr, stop: stop}

@@ -55,6 +55,9 @@ func NewLeases(c *Clock) *Leases {
 	return &Leases{clock: c, lease: map[string]*motion{}, status: map[string]*motion{}, duration: map[string]time.Duration{}}
 }
 
+// renewFormat writes times so that they sort as text.
+const renewFormat = "2006-01-02T15:04:05.000000000Z"
+
 // SeeLease takes a lease that was asked for at the instant given. A value older than the last one (from a lagging cache) is ignored.
 func (l *Leases) SeeLease(lease *coordinationv1.Lease, asked evidence.Instant, live bool) {
 	if lease.Spec.RenewTime == nil {
@@ -63,7 +66,7 @@ func (l *Leases) SeeLease(lease *coordinationv1.Lease, asked evidence.Instant, l
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	m := entry(l.lease, lease.Name)
-	value := lease.Spec.RenewTime.UTC().Format(time.RFC3339Nano)
+	value := lease.Spec.RenewTime.UTC().Format(renewFormat)
 	if !live && value < m.value {
 		return
 	}
