@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -151,4 +152,22 @@ func (s *Stage) ProcessOf(pod *corev1.Pod, command string) (process.ID, error) {
 		}
 	}
 	return process.ID{}, fmt.Errorf("no process %s of pod %s/%s on this machine", command, pod.Namespace, pod.Name)
+}
+
+// Diagnose tells what there is, for the reader of a failure: apps, incidents, pods, nodes, and what the managers logged last.
+func (s *Stage) Diagnose(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	var out strings.Builder
+	for _, args := range [][]string{
+		{"get", "nodes,pods", "-A", "-o", "wide"},
+		{"get", "gsa,hi,fp,gc", "-A", "-o", "wide"},
+		{"get", "hi", "-o", "yaml"},
+		{"get", "gsa", "-A", "-o", "yaml"},
+		{"logs", "-n", HoldfastNamespace, "-l", "app.kubernetes.io/component=manager", "--tail=60", "--prefix"},
+	} {
+		text, _ := s.Kubectl(ctx, args...) // what cannot be told is told as such
+		fmt.Fprintf(&out, "$ kubectl %s\n%s\n", strings.Join(args, " "), text)
+	}
+	return out.String()
 }

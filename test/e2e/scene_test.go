@@ -1,0 +1,238 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/test/e2e/stage"
+	"github.com/holdfast-dev/holdfast/test/lab"
+	"github.com/holdfast-dev/holdfast/test/lab/bmc"
+	"github.com/holdfast-dev/holdfast/test/lab/mono"
+)
+
+// patience bounds what a scene waits for. Scenes measure; only where a time is promised do they judge it.
+const patience = 90 * time.Second
+
+// scene is one play on the theatre. All waiting ends with ctx.
+type scene struct {
+	*testing.T
+	*stage.Stage
+	ctx context.Context //nolint:containedctx // as testing.T holds its own
+	// host carries the ledger, pod is the ledger as the scene begins.
+	host *lab.Host
+	boot string
+	pod  *corev1.Pod
+	// since is when the fault began, CLOCK_MONOTONIC in nanoseconds.
+	since int64
+	times map[string]time.Duration
+}
+
+// Columns of the table of times, each counted from the fault.
+var columns = []string{"detected", "proven", "released", "recovered", "leader", "gap"}
+
+type row struct {
+	scene string
+	times map[string]time.Duration
+}
+
+var rows []row
+
+// tellTimes prints what the scenes measured, as a table of Markdown.
+func tellTimes(out io.Writer) {
+	w := tabwriter.NewWriter(out, 0, 0, 1, ' ', 0)
+	fmt.Fprintf(w, "\n| scene\t| %s\t|\n", strings.Join(columns, "\t| "))
+	fmt.Fprintf(w, "|---%s\t|\n", strings.Repeat("\t|---", len(columns)))
+	for _, r := range rows {
+		fmt.Fprintf(w, "| %s", r.scene)
+		for _, c := range columns {
+			text := ""
+			if d, ok := r.times[c]; ok {
+				text = fmt.Sprintf("%.2f s", d.Seconds())
+			}
+			fmt.Fprintf(w, "\t| %s", text)
+		}
+		fmt.Fprintln(w, "\t|")
+	}
+	_ = w.Flush() // to a terminal or a log
+}
+
+// play begins a scene: everything is well, and the ledger runs on the host that choose names. After it, everything is mended, well or not.
+func play(t *testing.T, choose func(scene) string) *scene {
+	t.Helper()
+	s := &scene{T: t, Stage: theatre, ctx: t.Context(), times: map[string]time.Duration{}}
+	t.Cleanup(func() {
+		rows = append(rows, row{t.Name(), s.times})
+		if t.Failed() {
+			t.Log(s.Diagnose(context.Background()))
+		}
+		s.mend()
+	})
+	s.well()
+	name := choose(*s)
+	var err error
+	s.host, err = s.Lab.Host(name)
+	s.must(err)
+	s.pod, err = s.Place(s.soon(), name)
+	s.must(err)
+	s.must(s.AwaitReady(s.soon()))
+	s.boot, err = s.host.BootID()
+	s.must(err)
+	return s
+}
+
+// free is a host without any part of Holdfast, besideTheLeader the leader's.
+func free(s scene) string {
+	s.Helper()
+	name, err := s.FreeHost(s.ctx)
+	s.must(err)
+	return name
+}
+
+func besideTheLeader(s scene) string {
+	s.Helper()
+	p, err := s.Leader(s.soon())
+	s.must(err)
+	return p.Spec.NodeName
+}
+
+func (s *scene) must(err error) {
+	s.Helper()
+	if err != nil {
+		s.Fatal(err)
+	}
+}
+
+// soon is a deadline for one wait.
+func (s *scene) soon() context.Context { return s.within(patience) }
+
+func (s *scene) within(d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(s.ctx, d)
+	s.Cleanup(cancel)
+	return ctx
+}
+
+// begin marks the fault's beginning.
+func (s *scene) begin() { s.since = mono.Nanoseconds() }
+
+// mark keeps how long after the fault something was there.
+func (s *scene) mark(column string) {
+	s.times[column] = time.Duration(mono.Nanoseconds() - s.since)
+}
+
+// well waits until nothing is the matter.
+func (s *scene) well() {
+	s.Helper()
+	for _, h := range s.Lab.Hosts() {
+		_, err := s.AwaitNode(s.soon(), h.Name(), h.Name()+" to be Ready and without taints", func(n *corev1.Node) bool {
+			return stage.NodeReady(n) && len(n.Spec.Taints) == 0
+		})
+		s.must(err)
+	}
+	s.must(s.Scale(s.soon(), stage.Replicas))
+	s.must(s.AwaitReady(s.soon()))
+	s.must(s.AwaitServed(s.soon()))
+}
+
+// mend undoes every fault that a scene may have left.
+func (s *scene) mend() {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for _, h := range s.Lab.Hosts() {
+		err := errors.Join(h.SetBMCMode(ctx, bmc.Clear), h.EndHang(ctx))
+		if !h.Powered() {
+			err = errors.Join(err, h.PowerOn(ctx))
+		}
+		if err := errors.Join(err, h.StartKubelet(ctx)); err != nil {
+			s.Error(err)
+		}
+		if _, err := s.Kubectl(ctx, "uncordon", h.Name()); err != nil {
+			s.Error(err)
+		}
+	}
+}
+
+// incident waits for the host's incident of this boot, one that was opened after the fault, to reach something.
+func (s *scene) incident(what string, reached func(*v1alpha1.HostIncident) bool) *v1alpha1.HostIncident {
+	s.Helper()
+	opened := time.Now().Add(-time.Duration(mono.Nanoseconds() - s.since)).Truncate(time.Second)
+	h, err := s.AwaitIncident(s.soon(), s.host.Name(), what, func(h *v1alpha1.HostIncident) bool {
+		return h.Spec.BootID == s.boot && !h.CreationTimestamp.Time.Before(opened) && reached(h)
+	})
+	s.must(err)
+	return h
+}
+
+func step(want v1alpha1.IncidentStep) func(*v1alpha1.HostIncident) bool {
+	return func(h *v1alpha1.HostIncident) bool { return h.Status.Step == want }
+}
+
+func verdict(want string) func(*v1alpha1.HostIncident) bool {
+	return func(h *v1alpha1.HostIncident) bool { return h.Status.Verdict == want }
+}
+
+func condition(kind string) func(*v1alpha1.HostIncident) bool {
+	return func(h *v1alpha1.HostIncident) bool { return stage.Is(h.Status.Conditions, kind) }
+}
+
+// untouched checks that the ledger's pod is the one it was, and that nobody wants it gone.
+func (s *scene) untouched(after string) {
+	s.Helper()
+	now, err := s.Ledger(s.ctx)
+	s.must(err)
+	if now.UID != s.pod.UID || now.DeletionTimestamp != nil || now.Spec.NodeName != s.pod.Spec.NodeName {
+		s.Fatalf("after %s the ledger is pod %s on %s, deleted %v; want %s on %s, not deleted",
+			after, now.UID, now.Spec.NodeName, now.DeletionTimestamp, s.pod.UID, s.pod.Spec.NodeName)
+	}
+}
+
+// judged lets ledger-check speak.
+func (s *scene) judged() {
+	s.Helper()
+	j, err := s.Judge(s.ctx)
+	s.must(err)
+	if err := j.Guilty(); err != nil {
+		s.Error(err)
+	}
+}
+
+// says checks that every word is in what was said.
+func (s *scene) says(who, said string, words ...string) {
+	s.Helper()
+	for _, w := range words {
+		if !strings.Contains(said, w) {
+			s.Errorf("%s: %q is not in: %s", who, w, said)
+		}
+	}
+}
+
+// poll asks for what no watch tells, such as an audit log, four times a second.
+func (s *scene) poll(what string, reached func() (bool, error)) {
+	s.Helper()
+	ctx := s.soon()
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		ok, err := reached()
+		s.must(err)
+		if ok {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			s.Fatalf("waiting for %s: %v", what, ctx.Err())
+		}
+	}
+}
