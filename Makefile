@@ -53,6 +53,10 @@ deps: ## Install the Debian packages that the lab and the tests need.
 tools: ## Build the pinned tools and link them into bin (15 minutes the first time).
 	$(pinned)
 
+.PHONY: components
+components: ## Build Kubernetes and what else the lab consists of (15 minutes the first time).
+	@go run ./hack/pinned/cmd/pinned -set lab >/dev/null
+
 bin/%: hack/tools/%/go.mod
 	@$(pinned) $*
 
@@ -72,7 +76,7 @@ bundle: manifests bin/kustomize bin/operator-sdk ## Generate the OLM bundle from
 
 .PHONY: test
 test: deps ## Run everything that has to pass, and say what each stage took.
-	@MAKE=$(MAKE) hack/stages test-unit test-storage test-envtest test-bundle test-lab
+	@MAKE=$(MAKE) hack/stages components test-unit test-storage test-envtest test-bundle test-lab
 
 .PHONY: test-unit
 test-unit: bin/gotestsum ## Test what needs neither an API server nor a lab.
