@@ -18,6 +18,7 @@ type Powers struct {
 	off   map[string]evidence.Instant
 	last  map[string]evidence.Instant
 	on    map[string]evidence.Instant
+	said  map[string]evidence.PowerState
 	quiet map[string]quiet
 	first map[string]evidence.Instant
 }
@@ -29,7 +30,7 @@ type quiet struct {
 
 // NewPowers returns an empty memory.
 func NewPowers(c *Clock) *Powers {
-	return &Powers{clock: c, off: map[string]evidence.Instant{}, last: map[string]evidence.Instant{}, on: map[string]evidence.Instant{}, quiet: map[string]quiet{}, first: map[string]evidence.Instant{}}
+	return &Powers{clock: c, off: map[string]evidence.Instant{}, last: map[string]evidence.Instant{}, on: map[string]evidence.Instant{}, said: map[string]evidence.PowerState{}, quiet: map[string]quiet{}, first: map[string]evidence.Instant{}}
 }
 
 // See takes a reading that was complete at the instant given and puts into it since when the device has read Off, and when it last read Off and On. An unreadable
@@ -37,7 +38,11 @@ func NewPowers(c *Clock) *Powers {
 func (p *Powers) See(key string, reading *evidence.Power, complete evidence.Instant) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch reading.State {
+	state := reading.State
+	if reading.Identity != evidence.IdentityMatches {
+		state = evidence.PowerUnread // what another machine's device says is nothing
+	}
+	switch state {
 	case evidence.PowerOff:
 		if _, runs := p.off[key]; !runs {
 			p.off[key] = complete
@@ -46,11 +51,14 @@ func (p *Powers) See(key string, reading *evidence.Power, complete evidence.Inst
 	case evidence.PowerUnread:
 	default:
 		delete(p.off, key)
-		if reading.State == evidence.PowerOn && reading.Identity == evidence.IdentityMatches {
+		if state == evidence.PowerOn {
 			p.on[key] = reading.At
 		}
 	}
-	reading.OffSince = p.off[key]
+	if state != evidence.PowerUnread {
+		p.said[key] = state
+	}
+	reading.Said, reading.OffSince = p.said[key], p.off[key]
 	reading.LastOff, reading.HasOff = p.last[key]
 	reading.LastOn, reading.HasOn = p.on[key]
 }

@@ -279,14 +279,18 @@ type Power struct {
 	Identity      Identity
 	// At is when the reading was begun.
 	At Instant
-	// OffSince is when the first of the unbroken run of Off readings that this observer has made, in this boot, was complete: whatever a
-	// sign of life shows from then on, the device had already said Off.
+
+	// What follows is remembered of readings in this boot whose identity matched, and is kept through rounds in which the device cannot be read.
+
+	// Said is the latest such reading: State, or while that cannot be used the one before.
+	Said PowerState
+	// OffSince is when the first of the latest unbroken run of Off readings was complete: whatever a sign of life shows from then on, the
+	// device had already said Off. Only a reading of something else breaks the run.
 	OffSince Instant
-	// HasOff is true when this observer has read Off from this device in this boot at all, and LastOff is when the latest such reading was
-	// complete. Both are kept when the device reads something else later.
+	// HasOff is true when the device has read Off at all, and LastOff is when the latest such reading was complete.
 	HasOff  bool
 	LastOff Instant
-	// HasOn and LastOn are the same for On, by a device of this very machine; LastOn is when the latest such reading was begun.
+	// HasOn is true when the device has read On at all, and LastOn is when the latest such reading was begun.
 	HasOn  bool
 	LastOn Instant
 	// Why says why the device could not be read.

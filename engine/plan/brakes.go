@@ -78,7 +78,7 @@ var fencing = []brake{
 			return "the Node cannot be read", true
 		}
 		return fmt.Sprintf("the Node names machine %q (uid %s), the incident machine %q (uid %s)", m.seen.Node.SystemUUID, m.seen.Node.UID,
-			m.seen.Host.SystemUUID, m.seen.Host.NodeUID), !m.seen.SameMachine()
+			m.seen.Host.SystemUUID, m.seen.Host.NodeUID), !m.seen.SameMachine() || !m.seen.SameBoot()
 	}, tell: func(m *maker) {
 		m.out.Blocked = "the Node object no longer names the machine of the incident: power the old machine off by hand"
 	}},

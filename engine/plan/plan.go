@@ -318,6 +318,7 @@ func (m *maker) living() {
 		m.hold()
 		return
 	}
+	m.out.Next = nextHeld
 	if m.openHold() {
 		m.fence("the host lives, its kubelet does not, and no application on it serves (whenNotServing: Fence)")
 	}
@@ -627,7 +628,7 @@ func (m *maker) healthy() {
 // heard wants the kubelet heard by this observer, and well: a fresh observer's lease is young because the observer is.
 func (m *maker) heard() bool {
 	n := m.seen.Node
-	return n.Read && !n.Missing && n.Ready == evidence.ReadyTrue && m.seen.Lease.Moved && !m.policy.Late(m.seen.Lease)
+	return n.Read && !n.Missing && n.Ready == evidence.ReadyTrue && m.seen.Lease.Read && m.seen.Lease.Moved && !m.policy.Late(m.seen.Lease)
 }
 
 // kubeletSpeaks is true while nothing says that the control plane has lost the kubelet.

@@ -155,18 +155,19 @@ func (w *World) lookAtDevice(d *device) {
 	}
 	p, was := d.Power, w.eyes.power[d.Method]
 	p.State, p.At = d.answer(truth), evidence.Instant(w.now)
-	p.OffSince, p.HasOff, p.LastOff, p.HasOn, p.LastOn = was.OffSince, was.HasOff, was.LastOff, was.HasOn, was.LastOn
-	switch p.State {
-	case evidence.PowerOff:
-		if was.State != evidence.PowerOff && (was.State != evidence.PowerUnread || p.OffSince == 0) {
+	p.Said, p.OffSince, p.HasOff, p.LastOff, p.HasOn, p.LastOn = was.Said, was.OffSince, was.HasOff, was.LastOff, was.HasOn, was.LastOn
+	switch {
+	case p.State == evidence.PowerUnread:
+		p.Why = "no answer"
+	case p.Identity != evidence.IdentityMatches:
+	case p.State == evidence.PowerOff:
+		if p.OffSince == 0 {
 			p.OffSince = p.At
 		}
-		p.HasOff, p.LastOff = true, p.At
-	case evidence.PowerUnread:
-		p.Why = "no answer"
+		p.Said, p.HasOff, p.LastOff = p.State, true, p.At
 	default:
-		p.OffSince = 0
-		if p.State == evidence.PowerOn && p.Identity == evidence.IdentityMatches {
+		p.Said, p.OffSince = p.State, 0
+		if p.State == evidence.PowerOn {
 			p.HasOn, p.LastOn = true, p.At
 		}
 	}

@@ -28,7 +28,7 @@ type sight struct {
 	serving      []string // pods that answer their own probes
 	failing      []string // pods that fail them
 	readsOff     []string // methods whose reading of Off is believed
-	contradicted []string // methods that read Off although the host has shown life since
+	contradicted []string // methods that say Off although the host has shown life since
 	proof        Proof
 	proofGap     string // why a device that reads Off proves nothing yet
 }
@@ -45,7 +45,7 @@ func look(s evidence.Snapshot, p Policy) sight {
 		}
 	}
 	for _, pw := range s.Power {
-		if pw.State == evidence.PowerOff && pw.Identity == evidence.IdentityMatches {
+		if pw.Said == evidence.PowerOff {
 			in.weigh(pw)
 		}
 	}
@@ -64,7 +64,7 @@ func look(s evidence.Snapshot, p Policy) sight {
 	return in
 }
 
-// weigh believes a reading of Off, or says why not. Life that came after Off refutes it; older life does not.
+// weigh believes a device that says Off, or says why not. Life that came after Off refutes it; older life does not.
 func (in *sight) weigh(pw evidence.Power) {
 	if in.Journal.Distrusts(pw.Method) {
 		in.proofGap = pw.Method + " lied in this incident"
@@ -74,6 +74,10 @@ func (in *sight) weigh(pw evidence.Power) {
 	if rank != evidence.RankNone {
 		in.contradicted = append(in.contradicted, pw.Method)
 		in.proofGap = pw.Method + " reads Off, but " + who + " showed life since"
+		return
+	}
+	if pw.State != evidence.PowerOff || pw.Identity != evidence.IdentityMatches {
+		in.proofGap = pw.Method + " cannot be read now"
 		return
 	}
 	if other := in.readOnSince(pw.OffSince); other != "" {

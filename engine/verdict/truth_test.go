@@ -121,7 +121,7 @@ func picture(lease, ready, port, app, power string) evidence.Snapshot {
 	case "On":
 		p.State = evidence.PowerOn
 	case "Off":
-		p.State, p.OffSince, p.HasOff, p.LastOff = evidence.PowerOff, ago(10*time.Second), true, now
+		p.State, p.Said, p.OffSince, p.HasOff, p.LastOff = evidence.PowerOff, evidence.PowerOff, ago(10*time.Second), true, now
 	}
 	s.Power = []evidence.Power{p}
 	return s

@@ -1,0 +1,485 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package plan_test
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+	"github.com/holdfast-dev/holdfast/engine/plan"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
+)
+
+// situation is everything that a plan is made from.
+type situation struct {
+	seen   evidence.Snapshot
+	policy verdict.Policy
+	budget plan.Budget
+}
+
+func (s situation) decide() (verdict.Found, plan.Plan) {
+	found := verdict.Decide(s.seen, s.policy)
+	return found, plan.Make(found, s.seen, s.budget)
+}
+
+const now = evidence.Instant(time.Hour)
+
+func ago(d time.Duration) evidence.Instant { return now - evidence.Instant(d) }
+
+// span draws a time back from now that is small, or long, or at a boundary of the rules.
+func span(t *rapid.T, name string) time.Duration {
+	return time.Duration(rapid.SampledFrom([]int{0, 1, 5, 10, 20, 30, 60, 90, 120, 125, 126, 150, 151, 200, 300, 600, 3000}).Draw(t, name)) * 100 * time.Millisecond
+}
+
+func oneIn(t *rapid.T, n int, name string) bool { return rapid.IntRange(1, n).Draw(t, name) == 1 }
+
+// anySituation draws snapshots that a gatherer could make: readings agree with their own history, and nothing else has to agree with anything.
+func anySituation(t *rapid.T) situation {
+	s := situation{policy: anyPolicy(t), budget: plan.Budget{Used: rapid.IntRange(0, 2).Draw(t, "used"), Max: 2}}
+	s.seen = evidence.Snapshot{At: now, Listed: !oneIn(t, 8, "unlisted"), Host: evidence.Host{Node: "n", NodeUID: "u1", BootID: "b1", SystemUUID: "m1"}}
+	s.seen.Node, s.seen.Lease, s.seen.Port = anyNode(t), anyLease(t), anyPort(t)
+	for i := range rapid.IntRange(0, 2).Draw(t, "pods") {
+		s.seen.Writers = append(s.seen.Writers, anyWriter(t, i))
+		s.seen.Apps = append(s.seen.Apps, anyApp(t, i))
+	}
+	for i := range rapid.IntRange(0, 2).Draw(t, "devices") {
+		s.seen.Power = append(s.seen.Power, anyPower(t, i))
+	}
+	if oneIn(t, 3, "attached") {
+		s.seen.Attachments = []evidence.Attachment{{Name: "a", Attached: true}}
+	}
+	s.seen.Cluster = evidence.Cluster{Hosts: 10, StaleHosts: rapid.SampledFrom([]int{0, 1, 1, 1, 2, 9}).Draw(t, "stale"), Observing: 30 * time.Minute,
+		HasOther: !oneIn(t, 4, "no other"), OtherNotBefore: ago(span(t, "other"))}
+	if oneIn(t, 8, "deaf") {
+		s.seen.Cluster.APISilent = 10 * time.Second
+	}
+	if !oneIn(t, 4, "no incident") {
+		s.seen.Journal = anyJournal(t)
+	}
+	if !s.seen.Journal.Open() { // then the host in question is the Node's present one
+		s.seen.Node.UID, s.seen.Node.SystemUUID, s.seen.Node.BootID = "u1", "m1", "b1"
+	}
+	return s
+}
+
+func anyPolicy(t *rapid.T) verdict.Policy {
+	p := verdict.Policy{ConfirmAfter: 15 * time.Second, MinimumProof: evidence.StrengthPowerOff, BlindPercent: 50, BlindAPISilent: 5 * time.Second,
+		Shadow: oneIn(t, 8, "shadow"), Paused: oneIn(t, 8, "paused"), ManualApproval: oneIn(t, 4, "manual"), KeepTraffic: true}
+	if oneIn(t, 6, "hold on loss") {
+		p.OnLoss = verdict.Hold
+	}
+	if oneIn(t, 2, "hold when not serving") {
+		p.NotServing = verdict.Hold
+	}
+	return p
+}
+
+func anyNode(t *rapid.T) evidence.Node {
+	n := evidence.Node{Read: !oneIn(t, 8, "node unread"), At: ago(span(t, "node at")), UID: "u1", SystemUUID: "m1", BootID: "b1",
+		Ready:  rapid.SampledFrom([]evidence.Ready{evidence.ReadyTrue, evidence.ReadyUnknown, evidence.ReadyFalse, evidence.ReadyUnread}).Draw(t, "ready"),
+		Fenced: oneIn(t, 2, "fenced"), OutOfService: oneIn(t, 4, "oos"), RuntimeDown: oneIn(t, 3, "runtime"),
+		Spoke: oneIn(t, 2, "spoke"), SpokeNotBefore: ago(span(t, "spoke at"))}
+	n.Missing = n.Read && oneIn(t, 12, "missing")
+	if oneIn(t, 5, "new boot") {
+		n.BootID = "b2"
+	}
+	if oneIn(t, 10, "other machine") {
+		n.SystemUUID = "m2"
+	}
+	if oneIn(t, 10, "new node") {
+		n.UID = "u2"
+	}
+	return n
+}
+
+func anyLease(t *rapid.T) evidence.Lease {
+	age := span(t, "lease age")
+	return evidence.Lease{Read: !oneIn(t, 8, "lease unread"), Missing: oneIn(t, 15, "lease missing"), At: now, Duration: 40 * time.Second, Age: age,
+		Moved: !oneIn(t, 3, "never moved"), NotBefore: ago(age + time.Second)}
+}
+
+func anyPort(t *rapid.T) evidence.Port {
+	p := evidence.Port{Asked: ago(span(t, "port asked")), HasAnswer: oneIn(t, 2, "port had answered"), LastAnswer: ago(span(t, "port answer")),
+		Answer: rapid.SampledFrom([]evidence.Answer{evidence.AnswerNone, evidence.AnswerNone, evidence.AnswerUnreachable, evidence.AnswerReset, evidence.AnswerAccepted,
+			evidence.AnswerSpoke, evidence.AnswerUnread}).Draw(t, "port")}
+	if p.Answer.Rank() != evidence.RankNone {
+		p.HasAnswer, p.LastAnswer = true, p.Asked
+	}
+	return p
+}
+
+func anyWriter(t *rapid.T, i int) evidence.Writer {
+	return evidence.Writer{App: "ns/app", Namespace: "ns", Name: fmt.Sprintf("p%d", i), UID: fmt.Sprintf("w%d", i), Held: oneIn(t, 2, "held"),
+		Finished: oneIn(t, 6, "finished"), Removed: oneIn(t, 8, "removed"), BootID: rapid.SampledFrom([]string{"", "b1", "b2"}).Draw(t, "pod boot"),
+		Volumes: []evidence.Volume{{Claim: "c", Driver: rapid.SampledFrom([]string{"d1", "d2"}).Draw(t, "driver")}}}
+}
+
+func anyApp(t *rapid.T, i int) evidence.App {
+	a := evidence.App{App: "ns/app", Pod: fmt.Sprintf("p%d", i), PodUID: fmt.Sprintf("w%d", i), Exclusive: !oneIn(t, 6, "shared"), EndpointReady: oneIn(t, 2, "endpoint"),
+		Kernel: oneIn(t, 5, "kernel"), HasKernel: oneIn(t, 3, "had kernel"), LastKernel: ago(span(t, "last kernel")),
+		HasAnswer: !oneIn(t, 3, "never answered"), LastAnswer: ago(span(t, "last answer"))}
+	switch rapid.IntRange(0, 2).Draw(t, "serving") {
+	case 0:
+		a.Serving, a.HasAnswer, a.LastAnswer = evidence.ServingYes, true, ago(min(now.Sub(a.LastAnswer), 6*time.Second))
+	case 1:
+		a.Serving, a.FailingFor = evidence.ServingNo, max(4*time.Second, now.Sub(a.LastAnswer))
+		if a.HasAnswer {
+			a.LastAnswer = ago(a.FailingFor)
+		}
+	}
+	return a
+}
+
+func anyPower(t *rapid.T, i int) evidence.Power {
+	p := evidence.Power{Method: fmt.Sprintf("m%d", i), Level: i + 1, Strength: evidence.StrengthPowerOff, CoversHost: !oneIn(t, 4, "partial"), CoversDrivers: []string{"d1"},
+		State:    rapid.SampledFrom([]evidence.PowerState{evidence.PowerOff, evidence.PowerOff, evidence.PowerOn, evidence.PowerUnread, evidence.PowerGone}).Draw(t, "power"),
+		Identity: rapid.SampledFrom([]evidence.Identity{evidence.IdentityMatches, evidence.IdentityMatches, evidence.IdentityMatches, evidence.IdentityDiffers, evidence.IdentityUnchecked}).Draw(t, "identity"),
+		At:       ago(span(t, "power at")), HasOn: oneIn(t, 2, "was on"), LastOn: ago(span(t, "last on"))}
+	if p.HasOff = oneIn(t, 2, "was off"); p.HasOff {
+		p.LastOff = min(p.At, ago(span(t, "last off")))
+		p.OffSince = p.LastOff - evidence.Instant(span(t, "off for"))
+	}
+	p.LastOn = min(p.LastOn, p.At)
+	if p.State == evidence.PowerUnread {
+		p.Identity = evidence.IdentityUnchecked
+	}
+	switch {
+	case p.State == evidence.PowerUnread || p.Identity != evidence.IdentityMatches:
+		p.Said = rapid.SampledFrom([]evidence.PowerState{evidence.PowerUnread, evidence.PowerOn, evidence.PowerGone}).Draw(t, "said")
+		if p.HasOff && p.OffSince > p.LastOn {
+			p.Said = evidence.PowerOff
+		}
+	case p.State == evidence.PowerOff:
+		p.Said, p.HasOff, p.LastOff = p.State, true, p.At
+		p.OffSince = p.At - evidence.Instant(span(t, "off for"))
+		p.LastOn = min(p.LastOn, p.OffSince-1)
+	case p.State == evidence.PowerOn:
+		p.OffSince = 0
+		p.Said, p.HasOn, p.LastOn = p.State, true, p.At
+	default:
+		p.Said, p.OffSince = p.State, 0
+	}
+	return p
+}
+
+func anyJournal(t *rapid.T) evidence.Journal {
+	j := evidence.Journal{Name: "i", ProofRecorded: oneIn(t, 3, "proof"), Approved: oneIn(t, 2, "approved"), Apps: []string{"ns/app"},
+		Step: rapid.SampledFrom([]evidence.Step{evidence.StepSuspected, evidence.StepHolding, evidence.StepConfirmed, evidence.StepFencing, evidence.StepReleasing,
+			evidence.StepRecovering, evidence.StepResolved, evidence.StepClosed}).Draw(t, "step")}
+	for i := range rapid.IntRange(0, 3).Draw(t, "attempts") {
+		a := evidence.Attempt{ID: fmt.Sprintf("a%d", i), Method: rapid.SampledFrom([]string{"m0", "m1"}).Draw(t, "by"), Overdue: oneIn(t, 2, "overdue"), Own: oneIn(t, 2, "own"),
+			State: rapid.SampledFrom([]evidence.AttemptState{evidence.AttemptSettled, evidence.AttemptAccepted, evidence.AttemptIntended, evidence.AttemptFailed,
+				evidence.AttemptUnclear, evidence.AttemptSuperseded}).Draw(t, "attempt")}
+		a.CallOver = a.Own || oneIn(t, 2, "call over")
+		j.Attempts = append(j.Attempts, a)
+	}
+	if oneIn(t, 5, "distrust") {
+		j.Distrusted = []string{"m0"}
+	}
+	return j
+}
+
+// proven states I1, I3 and I4 for one device in other words than the engine's.
+func proven(s situation, p evidence.Power) bool {
+	n, j := s.seen.Node, s.seen.Journal
+	commanded := slices.ContainsFunc(j.Attempts, func(a evidence.Attempt) bool {
+		return a.Method == p.Method && (a.State == evidence.AttemptAccepted || a.State == evidence.AttemptSettled)
+	})
+	covered := !slices.ContainsFunc(s.seen.Writers, func(w evidence.Writer) bool {
+		return !w.Finished && !p.CoversHost && w.Volumes[0].Driver != "d1"
+	})
+	return n.Read && !n.Missing && s.seen.Listed && s.seen.Lease.Read && j.Open() &&
+		n.BootID == "b1" && n.UID == "u1" && n.SystemUUID == "m1" && n.Fenced &&
+		p.State == evidence.PowerOff && p.Identity == evidence.IdentityMatches && p.At >= n.At &&
+		commanded && covered && !slices.Contains(j.Distrusted, p.Method) && quietSince(s.seen, p.OffSince+evidence.Instant(time.Second))
+}
+
+// quietSince reports whether no plane has shown life from the instant on.
+func quietSince(s evidence.Snapshot, i evidence.Instant) bool {
+	if (s.Lease.Moved && s.Lease.NotBefore >= i) || (s.Node.Spoke && s.Node.SpokeNotBefore >= i) || (s.Port.HasAnswer && s.Port.LastAnswer >= i) {
+		return false
+	}
+	return !slices.ContainsFunc(s.Apps, func(a evidence.App) bool {
+		return a.Exclusive && ((a.HasAnswer && a.LastAnswer >= i) || (a.HasKernel && a.LastKernel >= i))
+	})
+}
+
+func has(p plan.Plan, kinds ...plan.Kind) bool {
+	return slices.ContainsFunc(p.Steps, func(s plan.Step) bool { return slices.Contains(kinds, s.Kind) })
+}
+
+func irreversible(p plan.Plan) []plan.Kind {
+	var out []plan.Kind
+	for _, s := range p.Steps {
+		if s.Kind.Irreversible() {
+			out = append(out, s.Kind)
+		}
+	}
+	return out
+}
+
+// TestI1ReleaseOnlyOnProof: nothing is released unless a device proves, now, that this boot of this machine cannot write to any of its volumes; or
+// unless proof was recorded, the very machine runs another boot, and the fenced taint has kept that from starting what the old one ran.
+func TestI1ReleaseOnlyOnProof(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		_, p := s.decide()
+		if !has(p, plan.TaintOutOfService, plan.DeletePod) {
+			return
+		}
+		if slices.ContainsFunc(s.seen.Power, func(pw evidence.Power) bool { return proven(s, pw) }) {
+			return
+		}
+		n := s.seen.Node
+		if has(p, plan.DeletePod) && s.seen.Journal.ProofRecorded && n.Read && !n.Missing && n.Fenced && n.BootID == "b2" && n.SystemUUID == "m1" && s.seen.Listed {
+			w := s.seen.Writers[slices.IndexFunc(s.seen.Writers, func(w evidence.Writer) bool { return w.UID == p.Steps[len(p.Steps)-1].Target })]
+			if w.BootID != "b2" {
+				return
+			}
+		}
+		t.Fatalf("released without proof: %v", p.Steps)
+	})
+}
+
+// TestI2OneCommandAtATime: while an attempt may still take effect unseen, nothing new is commanded, and it is settled only by what is read.
+func TestI2OneCommandAtATime(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		_, p := s.decide()
+		states := map[string]evidence.PowerState{}
+		for _, pw := range s.seen.Power {
+			if pw.Identity == evidence.IdentityMatches {
+				states[pw.Method] = pw.State
+			}
+		}
+		for _, a := range s.seen.Journal.Attempts {
+			settled := slices.IndexFunc(p.Steps, func(x plan.Step) bool { return x.Kind == plan.Settle && x.Target == a.ID })
+			if a.Unsettled() && settled < 0 && has(p, plan.Isolate) {
+				t.Fatalf("commanded while %s is %s", a.ID, a.State)
+			}
+			if settled < 0 {
+				continue
+			}
+			if states[a.Method] == evidence.PowerUnread {
+				t.Fatalf("settled %s without a reading", a.ID)
+			}
+			if p.Steps[settled].As == evidence.AttemptSettled && (a.State != evidence.AttemptAccepted || states[a.Method] != evidence.PowerOff) {
+				t.Fatalf("%s, which is %s, counts as settled by a reading of %s", a.ID, a.State, states[a.Method])
+			}
+			if a.State != evidence.AttemptAccepted && a.Unsettled() && !a.CallOver {
+				t.Fatalf("settled %s while its call may be under way", a.ID)
+			}
+		}
+	})
+}
+
+// TestI4RightHost: only a readable device that belongs to this machine is commanded, and only while the Node still names this machine.
+func TestI4RightHost(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		_, p := s.decide()
+		for _, step := range p.Steps {
+			if step.Kind != plan.Isolate {
+				continue
+			}
+			i := slices.IndexFunc(s.seen.Power, func(pw evidence.Power) bool { return pw.Method == step.Target })
+			if pw := s.seen.Power[i]; pw.Identity != evidence.IdentityMatches || pw.State == evidence.PowerUnread {
+				t.Fatalf("commanded %s, which is %s and reads %s", pw.Method, pw.Identity, pw.State)
+			}
+			if !s.seen.SameMachine() || !s.seen.SameBoot() {
+				t.Fatalf("commanded off while the Node names another machine or boot")
+			}
+		}
+	})
+}
+
+// TestI5BudgetAndModes: the brakes that people set hold.
+func TestI5BudgetAndModes(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		found, p := s.decide()
+		if s.policy.Shadow && has(p, plan.Isolate, plan.Taint, plan.TaintOutOfService, plan.DeletePod, plan.KeepServing, plan.StopServing) {
+			t.Fatalf("mode Shadow touches: %v", p.Steps)
+		}
+		if s.policy.Paused && has(p, plan.Isolate, plan.Taint, plan.TaintOutOfService, plan.DeletePod, plan.KeepServing, plan.StopServing, plan.Untaint, plan.DisarmHold, plan.Close) {
+			t.Fatalf("mode Paused acts: %v", p.Steps)
+		}
+		for _, step := range p.Steps {
+			if step.Kind != plan.Isolate || found.Refuted {
+				continue
+			}
+			i := slices.IndexFunc(s.seen.Power, func(pw evidence.Power) bool { return pw.Method == step.Target })
+			changes := s.seen.Power[i].State != evidence.PowerOff
+			if changes && !s.budget.Left() {
+				t.Fatalf("beyond the budget")
+			}
+			if s.policy.OnLoss != verdict.Act || (changes && s.policy.ManualApproval && !s.seen.Journal.Approved) {
+				t.Fatalf("without leave")
+			}
+		}
+	})
+}
+
+// TestUnreadIsNeverNegative: taking a reading away (what was seen earlier stays known) never makes a host lost, and never adds an irreversible step.
+func TestUnreadIsNeverNegative(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		found, p := s.decide()
+		less := s
+		less.seen = lessRead(t, s.seen)
+		foundLess, pLess := less.decide()
+		if foundLess.Class == verdict.Lost && found.Class != verdict.Lost {
+			t.Fatalf("%s by %s becomes Lost by %s", found.Class, found.Rule(), foundLess.Rule())
+		}
+		for _, k := range irreversible(pLess) {
+			if !slices.Contains(irreversible(p), k) {
+				t.Fatalf("%s is added: %s by %s %v becomes %s by %s %v", k, found.Class, found.Rule(), p, foundLess.Class, foundLess.Rule(), pLess)
+			}
+		}
+	})
+}
+
+func lessRead(t *rapid.T, s evidence.Snapshot) evidence.Snapshot {
+	s.Apps, s.Power = slices.Clone(s.Apps), slices.Clone(s.Power)
+	if oneIn(t, 3, "take node") {
+		s.Node = evidence.Node{At: s.Node.At, Spoke: s.Node.Spoke, SpokeNotBefore: s.Node.SpokeNotBefore}
+	}
+	if oneIn(t, 3, "take lease") {
+		s.Lease.Read, s.Lease.Missing = false, false
+	}
+	if oneIn(t, 3, "take port") {
+		s.Port.Answer, s.Port.Asked = evidence.AnswerUnread, 0
+	}
+	if oneIn(t, 3, "take lists") {
+		s.Listed, s.Writers, s.Attachments, s.Successors = false, nil, nil, nil
+	}
+	if oneIn(t, 3, "take others") {
+		s.Cluster.HasOther, s.Cluster.OtherNotBefore = false, 0
+	}
+	for i := range s.Apps {
+		if oneIn(t, 3, "take app") {
+			s.Apps[i].Serving, s.Apps[i].Answered, s.Apps[i].FailingFor = evidence.ServingUnread, 0, 0
+		}
+	}
+	for i := range s.Power {
+		if oneIn(t, 3, "take power") {
+			s.Power[i].State, s.Power[i].Identity = evidence.PowerUnread, evidence.IdentityUnchecked
+		}
+	}
+	return s
+}
+
+// TestI8ReturnGate: an incident ends only once this observer has heard a well kubelet (or another boot has ended the old one, to which nothing was
+// done); taints come off only for another boot, with nothing of the old one left and nothing under way.
+func TestI8ReturnGate(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		_, p := s.decide()
+		n := s.seen.Node
+		newBoot := n.Read && !n.Missing && n.BootID == "b2"
+		heard := n.Read && !n.Missing && n.Ready == evidence.ReadyTrue && s.seen.Lease.Moved && s.seen.Lease.Age <= 15*time.Second
+		unsettled := slices.ContainsFunc(s.seen.Journal.Attempts, func(a evidence.Attempt) bool {
+			return a.Unsettled() && !slices.ContainsFunc(p.Steps, func(x plan.Step) bool { return x.Kind == plan.Settle && x.Target == a.ID })
+		})
+		if has(p, plan.Untaint) && (!newBoot || !heard || unsettled) {
+			t.Fatalf("untainted: %v", p.Steps)
+		}
+		if has(p, plan.Close) && (unsettled || (!heard && !newBoot)) {
+			t.Fatalf("closed: %v", p.Steps)
+		}
+		if has(p, plan.Close) && s.seen.Journal.ProofRecorded && !newBoot {
+			t.Fatalf("closed on the boot that was declared lost: %v", p.Steps)
+		}
+		if has(p, plan.Untaint) && s.seen.Journal.ProofRecorded && n.Fenced && len(s.seen.Attachments) > 0 {
+			t.Fatalf("untainted with volumes still attached: %v", p.Steps)
+		}
+	})
+}
+
+// TestI9OneIrreversibleStepAndLast, and every plan says when to look again.
+func TestI9OneIrreversibleStepAndLast(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		_, p := s.decide()
+		for i, step := range p.Steps {
+			if step.Kind.Irreversible() && i != len(p.Steps)-1 {
+				t.Fatalf("%s is not last: %v", step.Kind, p.Steps)
+			}
+		}
+		if p.Next <= 0 || p.Next > 10*time.Second {
+			t.Fatalf("next look in %s: %s %v", p.Next, s.seen.Journal.Step, p)
+		}
+	})
+}
+
+// TestFreshObserverWaits: an observer that has seen nothing move does not take its own youth for anybody's silence.
+func TestFreshObserverWaits(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		young := 3 * time.Second
+		s.seen.Cluster.Observing, s.seen.Cluster.HasOther = young, false
+		s.seen.Lease.Age, s.seen.Lease.Moved, s.seen.Lease.Missing, s.seen.Node.Spoke = young, false, false, false
+		s.seen.Port.HasAnswer = false
+		for i := range s.seen.Apps {
+			s.seen.Apps[i].HasAnswer, s.seen.Apps[i].HasKernel, s.seen.Apps[i].FailingFor = false, false, min(young, s.seen.Apps[i].FailingFor)
+		}
+		found, p := s.decide()
+		if has(p, plan.Untaint, plan.Close, plan.DisarmHold) {
+			t.Fatalf("a fresh observer lets go: %v", p.Steps)
+		}
+		if has(p, plan.Isolate) && !found.Refuted && len(found.ReadsOff) == 0 {
+			t.Fatalf("a fresh observer fences without a device that reads Off: %v", p.Steps)
+		}
+	})
+}
+
+// TestClockShift: only differences between instants count.
+func TestClockShift(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		found, p := s.decide()
+		by := evidence.Instant(rapid.Int64Range(-int64(20*time.Minute), int64(time.Hour)).Draw(t, "shift"))
+		moved := s
+		moved.seen = shift(s.seen, by)
+		foundMoved, pMoved := moved.decide()
+		if found.Class != foundMoved.Class || !reflect.DeepEqual(p, pMoved) {
+			t.Fatalf("%s %v becomes %s %v when every clock is shifted by %s", found.Class, p, foundMoved.Class, pMoved, time.Duration(by))
+		}
+	})
+}
+
+func shift(s evidence.Snapshot, by evidence.Instant) evidence.Snapshot {
+	s.Apps, s.Power = slices.Clone(s.Apps), slices.Clone(s.Power)
+	instants := []*evidence.Instant{&s.At, &s.Node.At, &s.Node.SpokeNotBefore, &s.Lease.At, &s.Lease.NotBefore, &s.Port.Asked, &s.Port.LastAnswer, &s.Cluster.OtherNotBefore}
+	for i := range s.Apps {
+		instants = append(instants, &s.Apps[i].LastAnswer, &s.Apps[i].LastKernel)
+	}
+	for i := range s.Power {
+		instants = append(instants, &s.Power[i].At, &s.Power[i].OffSince, &s.Power[i].LastOff, &s.Power[i].LastOn)
+	}
+	for _, i := range instants {
+		*i += by
+	}
+	return s
+}
+
+// TestMakeIsPure: the same values give the same plan, and stay as they were.
+func TestMakeIsPure(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		before := shift(s.seen, 0)
+		before.Journal.Attempts = slices.Clone(s.seen.Journal.Attempts)
+		_, p := s.decide()
+		_, again := s.decide()
+		if !reflect.DeepEqual(p, again) || !reflect.DeepEqual(before, s.seen) {
+			t.Fatalf("not pure: %v, %v", p, again)
+		}
+	})
+}
+
+// check runs a property on many situations, and makes sure that the interesting ones are among them.
+func check(t *testing.T, property func(*rapid.T, situation)) {
+	t.Helper()
+	rapid.Check(t, func(rt *rapid.T) {
+		for range 60 {
+			property(rt, anySituation(rt))
+		}
+	})
+}
