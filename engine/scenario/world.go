@@ -111,8 +111,8 @@ func NewWorld(name, boot string) *World {
 		cluster: cluster{hosts: 3},
 	}
 	w.host.node = evidence.Node{Read: true, UID: w.host.uid, SystemUUID: w.host.machine}
-	w.rise()
 	w.host.toAPI, w.host.toUs = true, true
+	w.rise()
 	w.restartObserver()
 	return w
 }
@@ -210,9 +210,12 @@ func (w *World) kubeletSpeaks() bool {
 	return h.powered && h.kernel && h.userspace && h.kubelet && h.toAPI
 }
 
-// postStatus is the kubelet posting its Node's status.
+// postStatus is the kubelet posting its Node's status, if it can.
 func (w *World) postStatus() {
 	h := &w.host
+	if !w.kubeletSpeaks() {
+		return
+	}
 	h.statuses++
 	h.node.BootID, h.node.SystemUUID = h.boot, h.machine
 	h.node.RuntimeDown = h.runtimeDown
@@ -235,7 +238,7 @@ func (w *World) losePower() {
 func (w *World) bootAs(boot string) {
 	w.losePower()
 	h := &w.host
-	h.powered, h.kernel, h.userspace, h.boot = true, true, true, boot
+	h.powered, h.kernel, h.userspace, h.runtimeDown, h.boot = true, true, true, false, boot
 	h.toAPI, h.toUs = true, true
 	w.after(2*time.Second, func() {
 		if !h.powered || h.boot != boot {

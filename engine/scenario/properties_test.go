@@ -1,0 +1,195 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+	"github.com/holdfast-dev/holdfast/engine/plan"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
+)
+
+// Sentences that a history is made of, by what they may break. Boots are numbered by the test.
+var (
+	troubles = []string{
+		"host loses power", "host hangs", "host thaws", "userspace freezes", "kubelet dies", "kubelet returns", "runtime dies", "runtime returns",
+		"host loses the API", "host reaches the API", "host cannot be reached", "host can be reached", "kubelet posts its status",
+		"app db-0 stops serving", "app db-0 serves", "app db-0 is not probed", "app db-1 stops serving", "others fall silent", "others renew",
+		"API falls silent", "API answers", "Node cannot be read", "Node can be read", "lease cannot be read", "lists cannot be read", "lists can be read",
+		"port is not asked", "leader changes", "leader changes", "leader dies before its next call", "human approves", "boot",
+	}
+	deviceTroubles = []string{"obeys", "ignores commands", "refuses commands", "swallows commands", "loses its answers", "says Unreadable", "tells the truth", "does not say whose it is"}
+	settings       = []string{"whenNotServing=Fence", "approval=Manual", "onHostLoss=Hold", "mode=Shadow", "mode=Enforce", "mode=Paused", "confirmAfter=5s", "confirmAfter=30s"}
+)
+
+// history is a world with what was said and done in it, for a report that can be read.
+type history struct {
+	*World
+	t     *rapid.T
+	lines []string
+	boots int
+}
+
+func newHistory(t *rapid.T) *history {
+	h := &history{World: NewWorld("node-3", "b1"), t: t, boots: 1}
+	h.Budget.Max = 100
+	h.AddPod("db-0", "csi.example.org")
+	h.AddPod("db-1", "csi.example.org")
+	h.AddDevice("ipmi")
+	if rapid.Bool().Draw(t, "two devices") {
+		h.AddDevice("pdu")
+	}
+	h.Advance(warmUp)
+	return h
+}
+
+func (h *history) utter(sentence string) {
+	if sentence == "boot" {
+		h.boots++
+		sentence = fmt.Sprintf("host boots as b%d", h.boots)
+	}
+	h.lines = append(h.lines, fmt.Sprintf("at %s %s", h.clock(), sentence))
+	if err := h.say(sentence); err != nil && !strings.HasPrefix(err.Error(), "no app") {
+		h.t.Fatalf("%v", err)
+	}
+}
+
+func (h *history) something(sentences []string) string {
+	switch rapid.IntRange(0, 9).Draw(h.t, "kind") {
+	case 0, 1:
+		return "device " + rapid.SampledFrom([]string{"ipmi", h.devices[len(h.devices)-1].Method}).Draw(h.t, "device") + " " + rapid.SampledFrom(deviceTroubles).Draw(h.t, "trouble")
+	case 2:
+		return "policy " + rapid.SampledFrom(settings).Draw(h.t, "setting")
+	default:
+		return rapid.SampledFrom(sentences).Draw(h.t, "what")
+	}
+}
+
+// live lets Holdfast act for a while, and checks every round.
+func (h *history) live(d time.Duration) {
+	for end := h.now + d; h.now < end; {
+		h.round()
+		next := max(tick, time.Duration(rapid.SampledFrom([]int{0, 0, 0, 0, 1, 4, 30}).Draw(h.t, "lag"))*time.Second)
+		h.Advance(min(next, end-h.now))
+	}
+}
+
+func (h *history) round() {
+	before := len(h.journal.Attempts)
+	for _, a := range h.journal.Attempts {
+		if a.Unsettled() {
+			before = -1
+		}
+	}
+	r := h.Act()
+	for _, s := range r.Done {
+		h.lines = append(h.lines, fmt.Sprintf("at %s %s: %s", h.clock(), r.Found.Class, h.stepWords(s)))
+	}
+	if before < 0 && len(r.Done) > 0 && r.Done[len(r.Done)-1].Kind == plan.Isolate && !settledFirst(r.Done) {
+		h.fail("commanded while an attempt was not settled")
+	}
+	if r.Found.Class == verdict.Lost && r.Found.Proof.Fresh && h.host.powered && h.host.boot == h.incident.BootID {
+		h.fail("declared lost while it runs")
+	}
+	if len(h.Broken) > 0 {
+		h.fail(strings.Join(h.Broken, "; "))
+	}
+}
+
+func settledFirst(steps []plan.Step) bool {
+	for _, s := range steps {
+		if s.Kind == plan.Settle {
+			return true
+		}
+	}
+	return false
+}
+
+func (h *history) fail(what string) {
+	h.t.Fatalf("%s\n%s", what, strings.Join(h.lines, "\n"))
+}
+
+func (h *history) past() {
+	for range rapid.IntRange(1, 12).Draw(h.t, "events") {
+		h.utter(h.something(troubles))
+		h.live(time.Duration(rapid.SampledFrom([]int{1, 2, 5, 15, 40, 90}).Draw(h.t, "seconds")) * time.Second)
+	}
+}
+
+// TestHonestDevicesNeverRelease a host that may still write, whatever happens to host, network, API, leader and the devices' own way to answer.
+func TestHonestDevicesNeverRelease(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) { newHistory(t).past() })
+}
+
+// TestEverythingEnds: from any past, once the reads work, the device obeys and nobody holds it back, a host that comes back is let in and one that is
+// dead is released. There is no way into a state without a way out.
+func TestEverythingEnds(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := newHistory(t)
+		h.past()
+		h.repair()
+		if rapid.Bool().Draw(t, "comes back") {
+			h.Policy.NotServing = verdict.Hold // else a kernel that boots may be taken for one that hangs, and the host is fenced instead
+			h.utter("boot")
+			h.live(2 * time.Minute)
+			if h.journal.Open() || h.host.node.Fenced || h.host.node.OutOfService {
+				h.fail(fmt.Sprintf("is not let in again: step %s, %s", h.stepWord(), h.why()))
+			}
+			for _, p := range h.pods {
+				if p.Held {
+					h.fail(p.Name + " is still held")
+				}
+			}
+			return
+		}
+		h.utter("host loses power")
+		h.live(5 * time.Minute)
+		if len(h.pods) > 0 || len(h.attached) > 0 {
+			h.fail(fmt.Sprintf("is not released: step %s, %s", h.stepWord(), h.why()))
+		}
+	})
+}
+
+func (h *history) why() string {
+	r := h.Plan()
+	return fmt.Sprintf("%s by %s: %v blocked %q", r.Found.Class, r.Found.Rule(), r.Plan.Refusals, r.Plan.Blocked)
+}
+
+func (h *history) repair() {
+	for _, sentence := range []string{"others renew", "API answers", "Node can be read", "lists can be read", "policy mode=Enforce"} {
+		h.utter(sentence)
+	}
+	for _, d := range h.devices {
+		h.utter("device " + d.Method + " tells the truth")
+		h.utter("device " + d.Method + " obeys")
+		d.Identity = evidence.IdentityMatches
+	}
+	h.host.leaseUnread, h.host.portUnasked = false, false
+	h.Policy.OnLoss, h.Policy.ManualApproval = verdict.Act, false
+	for _, p := range h.pods {
+		p.probed = true
+	}
+}
+
+// TestPlansComeToRest: carrying a plan out leads, in the same moment, to a plan that has nothing reversible left to do.
+func TestPlansComeToRest(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := newHistory(t)
+		h.past()
+		for range 8 {
+			h.round()
+		}
+		for _, s := range h.Plan().Plan.Steps {
+			if !s.Kind.Irreversible() {
+				h.fail("and still wants " + h.stepWords(s))
+			}
+		}
+	})
+}
