@@ -186,7 +186,9 @@ func (r *Reconciler) event(w *world, kind, reason, format string, args ...any) {
 	if r.Events == nil {
 		return
 	}
-	tell := func(about, related runtime.Object) { r.Events.Eventf(about, related, kind, reason, reason, format, args...) }
+	tell := func(about, related runtime.Object) {
+		r.Events.Eventf(about, related, kind, reason, reason, format, args...)
+	}
 	tell(w.incident, nil)
 	if w.node != nil {
 		tell(w.node, w.incident)

@@ -32,6 +32,9 @@ type Target struct {
 // Board asks guarded pods, and the kubelet ports of suspect hosts, all the time, and shows the latest answers. It asks only while it
 // runs, and it runs only on the leader.
 type Board struct {
+	// Dial reaches applications and kubelets; NewBoard sets it to the network of this process. It is not changed once the board runs.
+	Dial Dial
+
 	clock *Clock
 	// changed is told the name of a host whenever an answer there changes.
 	changed func(host string)
@@ -67,7 +70,7 @@ const (
 
 // NewBoard returns a board that asks nothing until it is started.
 func NewBoard(c *Clock, changed func(host string)) *Board {
-	return &Board{clock: c, changed: changed, pods: map[string]*podBoard{}, ports: map[string]*portBoard{}}
+	return &Board{Dial: (&net.Dialer{}).DialContext, clock: c, changed: changed, pods: map[string]*podBoard{}, ports: map[string]*portBoard{}}
 }
 
 // Start runs the board until the context ends. It implements manager.Runnable.
@@ -148,7 +151,7 @@ func (b *Board) once(ctx context.Context, p *podBoard, probe v1alpha1.Probe) {
 	call, done := context.WithTimeout(ctx, seconds(max(1, probe.TimeoutSeconds)))
 	defer done()
 	sent := b.clock.Instant()
-	err := ask(call, probe, p.target.IP, p.target.Ports)
+	err := ask(call, b.Dial, probe, portOf(probe, p.target))
 	if ctx.Err() != nil {
 		return
 	}
@@ -252,7 +255,7 @@ func (b *Board) watchPort(ctx context.Context, host string, p *portBoard) {
 	for {
 		call, done := context.WithTimeout(ctx, portTimeout)
 		asked := b.clock.Instant()
-		answer := askPort(call, p.address)
+		answer := askPort(call, b.Dial, p.address)
 		done()
 		if ctx.Err() != nil {
 			return

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -28,15 +29,18 @@ import (
 // errRefused: the kernel at the other end refused; the machine lives.
 var errRefused = errors.New("refused")
 
+// Dial opens a connection, as net.Dialer does.
+type Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
 // ask puts one probe to one address. nil means that the application answered and is well; errRefused is wrapped when a kernel answered for it.
-func ask(ctx context.Context, p v1alpha1.Probe, ip string, ports map[string]int32) error {
+func ask(ctx context.Context, dial Dial, p v1alpha1.Probe, addr string) error {
 	switch {
 	case p.HTTPGet != nil:
-		return askHTTP(ctx, p.HTTPGet, address(p.HTTPGet.Port, ip, ports))
+		return askHTTP(ctx, dial, p.HTTPGet, addr)
 	case p.GRPC != nil:
-		return askGRPC(ctx, p.GRPC, address(p.GRPC.Port, ip, ports))
+		return askGRPC(ctx, dial, p.GRPC, addr)
 	case p.TCPSocket != nil:
-		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address(p.TCPSocket.Port, ip, ports))
+		conn, err := dial(ctx, "tcp", addr)
 		if err != nil {
 			return kernel(err)
 		}
@@ -46,12 +50,22 @@ func ask(ctx context.Context, p v1alpha1.Probe, ip string, ports map[string]int3
 	}
 }
 
-func address(port intstr.IntOrString, ip string, ports map[string]int32) string {
+// portOf is the address that a probe of the target is put to.
+func portOf(p v1alpha1.Probe, t Target) string {
+	var port intstr.IntOrString
+	switch {
+	case p.HTTPGet != nil:
+		port = p.HTTPGet.Port
+	case p.GRPC != nil:
+		port = p.GRPC.Port
+	case p.TCPSocket != nil:
+		port = p.TCPSocket.Port
+	}
 	n := port.IntVal
 	if port.Type == intstr.String {
-		n = ports[port.StrVal] // an unknown name gives port 0, which nobody answers
+		n = t.Ports[port.StrVal] // an unknown name gives port 0, which nobody answers
 	}
-	return net.JoinHostPort(ip, strconv.Itoa(int(n)))
+	return net.JoinHostPort(t.IP, strconv.Itoa(int(n)))
 }
 
 func kernel(err error) error {
@@ -61,7 +75,7 @@ func kernel(err error) error {
 	return err
 }
 
-func askHTTP(ctx context.Context, p *v1alpha1.HTTPProbe, addr string) error {
+func askHTTP(ctx context.Context, dial Dial, p *v1alpha1.HTTPProbe, addr string) error {
 	scheme := "http"
 	if p.Scheme == "HTTPS" {
 		scheme = "https"
@@ -76,6 +90,7 @@ func askHTTP(ctx context.Context, p *v1alpha1.HTTPProbe, addr string) error {
 	}
 	req.Header.Set("User-Agent", "holdfast-probe")
 	transport := &http.Transport{
+		DialContext:       dial,
 		DisableKeepAlives: true, // every probe is a new connection, as a new client's would be
 		// A probe asks whether the application answers; like the kubelet's own, it does not judge its certificate.
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // see above
@@ -93,10 +108,18 @@ func askHTTP(ctx context.Context, p *v1alpha1.HTTPProbe, addr string) error {
 	return nil
 }
 
-func askGRPC(ctx context.Context, p *v1alpha1.GRPCProbe, addr string) error {
+func askGRPC(ctx context.Context, dial Dial, p *v1alpha1.GRPCProbe, addr string) error {
+	var mu sync.Mutex
+	var refused error // gRPC tells a failed dial in words only
 	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, a string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "tcp", a)
+			conn, err := dial(ctx, "tcp", a)
+			mu.Lock()
+			defer mu.Unlock()
+			if refused = nil; err != nil {
+				refused = kernel(err)
+			}
+			return conn, err
 		}))
 	if err != nil {
 		return err
@@ -104,7 +127,9 @@ func askGRPC(ctx context.Context, p *v1alpha1.GRPCProbe, addr string) error {
 	defer conn.Close()
 	answer, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{Service: p.Service})
 	if err != nil {
-		return err
+		mu.Lock()
+		defer mu.Unlock()
+		return errors.Join(err, refused)
 	}
 	if answer.Status != healthpb.HealthCheckResponse_SERVING {
 		return fmt.Errorf("gRPC health %s", answer.Status)
@@ -113,8 +138,8 @@ func askGRPC(ctx context.Context, p *v1alpha1.GRPCProbe, addr string) error {
 }
 
 // askPort asks a kubelet's port: who answers, the kernel or a process?
-func askPort(ctx context.Context, addr string) evidence.Answer {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+func askPort(ctx context.Context, dial Dial, addr string) evidence.Answer {
+	conn, err := dial(ctx, "tcp", addr)
 	if err != nil {
 		switch {
 		case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):

@@ -1,0 +1,207 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sight
+
+import (
+	"testing"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	clocktesting "k8s.io/utils/clock/testing"
+	"k8s.io/utils/ptr"
+
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+)
+
+// began is what the wall clocks of these tests show first. Nothing may depend on it.
+var began = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func stepped() (*clocktesting.FakeClock, *Clock) {
+	source := clocktesting.NewFakeClock(began)
+	return source, NewClock(source)
+}
+
+// renewed is the lease of host "a", renewed so long after the kubelet's own idea of midnight.
+func renewed(after time.Duration) *coordinationv1.Lease {
+	at := metav1.NewMicroTime(time.Date(1999, 12, 31, 0, 0, 0, 0, time.UTC).Add(after))
+	return &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "a"},
+		Spec: coordinationv1.LeaseSpec{RenewTime: &at, LeaseDurationSeconds: ptr.To[int32](8)}}
+}
+
+func at(seconds float64) evidence.Instant { return evidence.Instant(seconds * float64(time.Second)) }
+
+func TestALeaseIsJudgedByWhenItMovedAndNotByWhatItSays(t *testing.T) {
+	source, clock := stepped()
+	leases := NewLeases(clock)
+	leases.SeeLease(renewed(time.Hour), clock.Instant(), true)
+	source.Step(5 * time.Second)
+	got := leases.Lease("a", true, false)
+	if got.Moved || got.Age != 5*time.Second || got.Duration != 8*time.Second {
+		t.Errorf("a lease that was seen once, 5 s ago: %+v", got)
+	}
+}
+
+func TestOnlyLiveReadsBoundARenewalFromBelow(t *testing.T) {
+	tests := []struct {
+		name string
+		live bool
+		want evidence.Instant
+	}{
+		{"live reads", true, at(2)},
+		{"a cache, which may lag by any time", false, 0},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			source, clock := stepped()
+			leases := NewLeases(clock)
+			leases.SeeLease(renewed(0), clock.Instant(), test.live)
+			source.Step(2 * time.Second)
+			leases.SeeLease(renewed(0), clock.Instant(), test.live)
+			source.Step(time.Second)
+			leases.SeeLease(renewed(2*time.Second), clock.Instant(), test.live)
+			source.Step(time.Second)
+			got := leases.Lease("a", true, false)
+			if !got.Moved || got.NotBefore != test.want || got.Age != time.Second {
+				t.Errorf("got %+v, want moved, not before %v, age 1s", got, test.want)
+			}
+		})
+	}
+}
+
+func TestARenewalSeenInTheCacheIsBoundedByTheLiveReadBefore(t *testing.T) {
+	source, clock := stepped()
+	leases := NewLeases(clock)
+	source.Step(time.Second)
+	leases.SeeLease(renewed(0), clock.Instant(), true)
+	source.Step(time.Second)
+	leases.SeeLease(renewed(time.Second), clock.Instant(), false)
+	if got := leases.Lease("a", true, false); got.NotBefore != at(1) {
+		t.Errorf("not before %v, want the live read at 1s", got.NotBefore)
+	}
+}
+
+func TestACacheThatGoesBackwardsShowsNoRenewal(t *testing.T) {
+	for _, older := range []time.Duration{9 * time.Second, 9*time.Second + 500*time.Millisecond, 9*time.Second + 550*time.Millisecond} {
+		source, clock := stepped()
+		leases := NewLeases(clock)
+		leases.SeeLease(renewed(10*time.Second), clock.Instant(), true)
+		source.Step(4 * time.Second)
+		leases.SeeLease(renewed(older), clock.Instant(), false)
+		if got := leases.Lease("a", true, false); got.Moved || got.Age != 4*time.Second {
+			t.Errorf("renewal %s after one of 10s: %+v", older, got)
+		}
+	}
+}
+
+func TestRenewalsSortByTimeAlsoAtWholeSeconds(t *testing.T) {
+	source, clock := stepped()
+	leases := NewLeases(clock)
+	leases.SeeLease(renewed(10*time.Second), clock.Instant(), true)
+	source.Step(4 * time.Second)
+	leases.SeeLease(renewed(10*time.Second+300*time.Millisecond), clock.Instant(), false)
+	if got := leases.Lease("a", true, false); !got.Moved || got.Age != 0 {
+		t.Errorf("10.3 s after 10 s was not taken for a renewal: %+v", got)
+	}
+}
+
+func TestAKubeletWhoseClockWasPutBackIsStillHeardLive(t *testing.T) {
+	source, clock := stepped()
+	leases := NewLeases(clock)
+	leases.SeeLease(renewed(time.Hour), clock.Instant(), true)
+	source.Step(3 * time.Second)
+	leases.SeeLease(renewed(time.Minute), clock.Instant(), true)
+	if got := leases.Lease("a", true, false); !got.Moved || got.Age != 0 {
+		t.Errorf("a live read shows another value, so the kubelet wrote: %+v", got)
+	}
+}
+
+func TestTwoObserversOwnTheirOwnTime(t *testing.T) {
+	source, first := stepped()
+	one := NewLeases(first)
+	one.SeeLease(renewed(0), first.Instant(), true)
+	source.Step(time.Minute)
+	second := NewClock(source) // a new leader
+	two := NewLeases(second)
+	two.SeeLease(renewed(0), second.Instant(), true)
+	source.Step(time.Second)
+	if a, b := one.Lease("a", true, false).Age, two.Lease("a", true, false).Age; a != 61*time.Second || b != time.Second {
+		t.Errorf("ages %s and %s, want 1m1s and 1s: a new observer has seen nothing for longer than it has looked", a, b)
+	}
+	if two.Lease("a", true, false).Moved {
+		t.Error("the second observer has seen nothing move")
+	}
+}
+
+func node(boot string, heartbeat time.Duration, ready corev1.ConditionStatus) *corev1.Node {
+	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Status: corev1.NodeStatus{
+		NodeInfo:   corev1.NodeSystemInfo{BootID: boot},
+		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready, LastHeartbeatTime: metav1.NewTime(began.Add(heartbeat))}},
+	}}
+}
+
+func TestAStatusSpeaksForItsOwnBoot(t *testing.T) {
+	source, clock := stepped()
+	leases := NewLeases(clock)
+	see := func(n *corev1.Node) {
+		source.Step(time.Second)
+		leases.SeeNode(n, clock.Instant(), true)
+	}
+	see(node("one", 0, corev1.ConditionTrue))
+	if spoke, _ := leases.Spoke("a"); spoke {
+		t.Error("a status that was only found there is no motion")
+	}
+	see(node("one", 10*time.Second, corev1.ConditionTrue))
+	if spoke, notBefore := leases.Spoke("a"); !spoke || notBefore != at(1) {
+		t.Errorf("spoke %v not before %v, want true, 1s", spoke, notBefore)
+	}
+	see(node("two", 20*time.Second, corev1.ConditionTrue))
+	if spoke, _ := leases.Spoke("a"); spoke {
+		t.Error("what boot one posted is taken for boot two's")
+	}
+	see(node("two", 20*time.Second, corev1.ConditionUnknown)) // written by the controller-manager
+	see(node("two", 90*time.Second, corev1.ConditionUnknown))
+	if spoke, _ := leases.Spoke("a"); spoke {
+		t.Error("the controller-manager's Unknown is taken for the kubelet's word")
+	}
+}
+
+func TestLateCountsAndFindsTheOthersLatestRenewal(t *testing.T) {
+	source, clock := stepped()
+	leases := NewLeases(clock)
+	see := func(host string, after time.Duration) {
+		l := renewed(after)
+		l.Name = host
+		leases.SeeLease(l, clock.Instant(), true)
+	}
+	for i, host := range []string{"a", "b", "c", "own"} {
+		see(host, time.Duration(i)*time.Second)
+	}
+	source.Step(10 * time.Second)
+	see("b", time.Minute)
+	see("own", time.Minute)
+	late := func(l evidence.Lease) bool { return l.Age > 3*time.Second }
+	count, other, notBefore := leases.Late([]string{"a", "b", "c", "own"}, late, "a", "own")
+	if count != 2 || !other || notBefore != 0 {
+		t.Errorf("late %d, other %v not before %v; want 2 (a and c), b's renewal, not before 0", count, other, notBefore)
+	}
+	if _, other, _ := leases.Late([]string{"a", "own"}, late, "a", "own"); other {
+		t.Error("the host in question and the observer's own host are no others")
+	}
+}
+
+func TestTheAPIIsSilentFromItsLastAnswer(t *testing.T) {
+	source, clock := stepped()
+	api := NewAPI(clock)
+	source.Step(7 * time.Second)
+	if got := api.SilentFor(); got != 7*time.Second {
+		t.Errorf("silent for %s", got)
+	}
+	api.Answered()
+	source.Step(time.Second)
+	if got := api.SilentFor(); got != time.Second {
+		t.Errorf("silent for %s after an answer", got)
+	}
+}
