@@ -92,7 +92,7 @@ test-envtest: bin/gotestsum ## Test what needs an API server: the CRDs, the poli
 
 .PHONY: test-bundle
 test-bundle: bin/gotestsum ## Validate the bundle with the library of the operator framework.
-	@cd test/bundle && ../../$(gotestsum) -tags json1,containers_image_openpgp,exclude_graphdriver_btrfs $(TESTFLAGS) ./...
+	@cd test/bundle && ../../$(gotestsum) -count 1 -tags json1,containers_image_openpgp,exclude_graphdriver_btrfs $(TESTFLAGS) ./...
 
 .PHONY: test-lab
 test-lab: bin/gotestsum ## Test the lab, and both scenes on it (root).

@@ -91,6 +91,7 @@ type Floors struct {
 // +kubebuilder:validation:XValidation:rule="self.levels.all(l, l.methods.all(m, self.levels.exists_one(o, o.methods.exists(n, n.name == m.name))))",message="levels[].methods[].name must be unique over all levels: rename one of the methods"
 type FencingProfileSpec struct {
 	// NodeSelector chooses the hosts; nothing else does. Hosts that two profiles choose are fenced by neither.
+	// +kubebuilder:validation:XValidation:rule="(has(self.matchLabels) && self.matchLabels.size() > 0) || (has(self.matchExpressions) && self.matchExpressions.size() > 0)",message="nodeSelector is empty and would choose every host: set matchLabels or matchExpressions"
 	NodeSelector metav1.LabelSelector `json:"nodeSelector"`
 	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1

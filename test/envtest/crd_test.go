@@ -203,6 +203,10 @@ var refusals = []struct {
 		"ipmi.hosts in body should have at least 1 items",
 	},
 	{
+		"a profile for whatever host there is", validProfile, []string{"spec.nodeSelector={matchLabels: {}}"},
+		"nodeSelector is empty and would choose every host: set matchLabels or matchExpressions",
+	},
+	{
 		"a profile without levels", validProfile, []string{"spec.levels=[]"},
 		"spec.levels in body should have at least 1 items",
 	},
