@@ -206,18 +206,25 @@ func startHost(t *testing.T, a *arrayProcess, h host) *host {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // Go makes it private, too
 		h.process = start(t, cmd)
 	}
-	conn, err := grpc.NewClient("unix://"+h.socket(), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1, MaxDelay: 10 * time.Millisecond}}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close() })
-	h.csi = csi.NewNodeClient(conn)
+	h.csi = csi.NewNodeClient(dial(t, h.socket()))
 	eventually(t, "the node plugin answers", func() bool {
 		_, err := h.csi.NodeGetInfo(t.Context(), &csi.NodeGetInfoRequest{})
 		return err == nil
 	})
 	return &h
+}
+
+// dial returns a connection to a unix socket, which need not be there yet.
+func dial(t *testing.T, socket string) *grpc.ClientConn {
+	t.Helper()
+	quick := backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1, MaxDelay: 10 * time.Millisecond}
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quick}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
 }
 
 func (h *host) socket() string {
