@@ -45,8 +45,10 @@ import (
 const (
 	leaseDuration = 7 * time.Second
 	renewDeadline = 4 * time.Second
-	retryPeriod   = 500 * time.Millisecond
-	callDeadline  = leaseDuration - renewDeadline - retryPeriod
+	// A candidate looks at the lease at intervals of up to 2.2 times this one, sees the last renewal one interval late and its end another: with
+	// the lease itself that has to stay within the 8 s that a hand-over may take.
+	retryPeriod  = 250 * time.Millisecond
+	callDeadline = leaseDuration - renewDeadline - 2*retryPeriod
 )
 
 // apiTimeout bounds every request that is not a watch; with the pings of HTTP/2 a dead connection is noticed within 10 s (requirement B2).
