@@ -29,7 +29,8 @@ const (
 	// maxEndpointGap is promised: requirement of the kubelet-only scene.
 	maxEndpointGap = time.Second
 
-	taintManager = "system:serviceaccount:kube-system:taint-eviction-controller"
+	// taintManager is the identity of the taint eviction controller.
+	taintManager = "system:serviceaccount:kube-system:node-controller"
 )
 
 // TestKubeletOnly: the kubelet dies, the ledger lives. Nobody moves it, nobody restarts it, and clients hardly notice.

@@ -84,7 +84,8 @@ func TestLeaderKilledInMidFence(t *testing.T) {
 	})
 	s.must(process.Signal(unix.SIGKILL))
 	t.Logf("the leader was killed after it had journalled attempt %+v", hi.Status.Attempts[0])
-	end := s.migratedWith(func(offs int) bool { return offs >= 1 && offs <= 2 })
+	// An Off to a running host takes about as long as the driver waits before it sends the same request again; the BMC obeys each.
+	end := s.migratedWith(func(offs int) bool { return offs >= 1 })
 	if end.Status.ObservedBy == hi.Status.Attempts[0].By {
 		t.Errorf("the incident was ended by %s, whose process was killed", end.Status.ObservedBy)
 	}
@@ -100,7 +101,7 @@ func TestDeadBMC(t *testing.T) {
 	s.must(s.host.SetBMCMode(s.ctx, bmc.Dead))
 	s.begin()
 	s.must(s.host.PowerOff(s.ctx))
-	s.blocked("DeviceFailed")
+	s.blocked("ipmi cannot be read")
 	s.must(s.host.SetBMCMode(s.ctx, bmc.Clear))
 	s.migrated(1)
 	s.returned()
@@ -118,7 +119,7 @@ func TestWrongIdentity(t *testing.T) {
 	s.must(err)
 	s.begin()
 	s.must(s.host.PowerOff(s.ctx))
-	s.blocked("IdentityMismatch")
+	s.blocked("ipmi belongs to another machine")
 	calls, err := s.Calls(s.host.Name(), s.since)
 	s.must(err)
 	if offs := stage.Offs(calls); len(offs) != 0 {
@@ -130,13 +131,13 @@ func TestWrongIdentity(t *testing.T) {
 }
 
 // blocked: the incident says that it is stuck and why, the app is held, and for a while nothing is released.
-func (s *scene) blocked(reason string) {
+func (s *scene) blocked(why string) {
 	s.Helper()
 	hi := s.incident("Blocked", condition(v1alpha1.ConditionBlocked))
 	s.mark("detected")
 	for _, c := range hi.Status.Conditions {
-		if c.Type == v1alpha1.ConditionBlocked && (c.Reason != reason || c.Message == "") {
-			s.Errorf("Blocked says %s: %q, want %s and what to do", c.Reason, c.Message, reason)
+		if c.Type == v1alpha1.ConditionBlocked {
+			s.says("Blocked", c.Message, why, "repair the device, or power the host off by hand")
 		}
 	}
 	err := s.AwaitGone(s.within(heldFor), s.pod)
