@@ -5,6 +5,8 @@ VERSION ?= 0.1.0
 IMG ?= holdfast.dev/manager:dev
 # What a test run may take beyond what is written here, such as TESTFLAGS='-run TestDefaults -v'.
 TESTFLAGS ?=
+# What the demo may be told, such as DEMOFLAGS=--keep.
+DEMOFLAGS ?=
 
 pinned = go run ./hack/pinned/cmd/pinned -set tools -into bin
 gotestsum = bin/gotestsum --format pkgname-and-test-fails --hide-summary skipped --
@@ -31,6 +33,10 @@ help: ## Say what every target does.
 build: ## Build bin/manager and bin/lab.
 	go build -trimpath -o bin/manager ./cmd/manager
 	go build -trimpath -o bin/lab ./test/lab/cmd/lab
+
+.PHONY: demo
+demo: deps ## Watch both scenes on a lab of three hosts (root; 20 minutes the first time, then two).
+	@$(alone) go run ./test/demo $(DEMOFLAGS)
 
 .PHONY: image
 image: ## Build the manager's image as out/manager.tar, without a registry or a base image.
