@@ -71,7 +71,7 @@ func main() {
 	flag.StringVar(&o.health, "health-probe-bind-address", ":8081", "address of /healthz and /readyz")
 	flag.StringVar(&o.metrics, "metrics-bind-address", "0", "address of /metrics, 0 for none")
 	flag.BoolVar(&o.verbose, "verbose", false, "log more")
-	flag.StringVar(&o.servers, "api-servers", "", "addresses (host:port, comma separated) of API servers that the canary tries one by one; empty: the endpoints of the Service kubernetes")
+	flag.StringVar(&o.servers, "api-servers", "", "addresses (host:port, comma separated) of API servers that the canary tries one by one; empty: the one that the manager itself uses")
 	flag.StringVar(&o.namespace, "namespace", envOr("POD_NAMESPACE", admission.DefaultNamespace), "namespace of Holdfast and of the Secrets of fence devices")
 	flag.StringVar(&o.name, "name", envOr("POD_NAME", "manager"), "name of this replica, for the journal")
 	flag.StringVar(&o.host, "host", os.Getenv("NODE_NAME"), "Node that this replica runs on")

@@ -79,7 +79,7 @@ func (d *Devices) Profile(ctx context.Context, node *corev1.Node) (*v1alpha1.Fen
 // Selects reports whether the profile's selector chooses the node. An empty or malformed selector chooses none.
 func Selects(p *v1alpha1.FencingProfile, node *corev1.Node) bool {
 	s, err := metav1.LabelSelectorAsSelector(&p.Spec.NodeSelector)
-	return err == nil && s.Matches(labels.Set(node.Labels))
+	return err == nil && !s.Empty() && s.Matches(labels.Set(node.Labels))
 }
 
 // For returns the devices of a host in order of level, with credentials. Methods that cannot be used are returned with their error.
