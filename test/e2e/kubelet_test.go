@@ -46,6 +46,7 @@ func TestKubeletOnly(t *testing.T) {
 	s.refusals(hi)
 	s.taintManagerTried(bystander)
 	s.untouched("the taint manager's attempt")
+	s.patched("HoldfastKeepsServing")
 
 	s.must(s.host.StartKubelet(s.ctx))
 	s.incident("Closed", step(v1alpha1.StepClosed))

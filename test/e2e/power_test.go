@@ -145,6 +145,7 @@ func (s *scene) blocked(why string) {
 		s.Fatalf("the ledger was released without proof: %v", err)
 	}
 	s.untouched("a while without proof")
+	s.patched("HoldfastStopsServing")
 	_, err = s.AwaitApp(s.soon(), "Held", func(g *v1alpha1.GuardedStatefulApp) bool {
 		return stage.Is(g.Status.Conditions, v1alpha1.ConditionHeld)
 	})
@@ -154,7 +155,13 @@ func (s *scene) blocked(why string) {
 // migrated: proof, release, recovery; with so many Off commands.
 func (s *scene) migrated(offs int) *v1alpha1.HostIncident {
 	s.Helper()
-	return s.migratedWith(func(n int) bool { return n == offs })
+	hi := s.migratedWith(func(n int) bool { return n == offs })
+	for _, a := range hi.Status.Attempts {
+		if a.State == v1alpha1.AttemptSettled && a.PowerBefore != "Off" {
+			s.Errorf("attempt %s found the power %s, want Off: the host had lost it", a.ID, a.PowerBefore)
+		}
+	}
+	return hi
 }
 
 func (s *scene) migratedWith(offs func(int) bool) *v1alpha1.HostIncident {
@@ -171,6 +178,7 @@ func (s *scene) migratedWith(offs func(int) bool) *v1alpha1.HostIncident {
 	hi = s.incident("Resolved", step(v1alpha1.StepResolved))
 	s.must(s.AwaitServed(s.soon()))
 	s.firstAck()
+	s.endpointOut()
 	s.order(offs)
 	s.phases(hi)
 	next, err := s.AwaitPod(s.soon(), "the successor", stage.PodReady)
@@ -198,6 +206,18 @@ func (s *scene) firstAck() {
 		s.Fatal("nobody was served by the successor")
 	}
 	s.times["recovered"] = time.Duration(acks[0].Mono - s.since)
+}
+
+// endpointOut marks when the Service stopped leading to the host that was lost.
+func (s *scene) endpointOut() {
+	s.Helper()
+	for _, c := range s.Endpoints.Changes() {
+		if c.Mono > s.since && !slices.ContainsFunc(c.Ready, func(e string) bool { return strings.HasPrefix(e, s.pod.Status.PodIP+":") }) {
+			s.times["endpoint out"] = time.Duration(c.Mono - s.since)
+			return
+		}
+	}
+	s.Error("the Service leads to the host that was lost")
 }
 
 // proof: of this boot, by the right machine.
@@ -239,17 +259,6 @@ func (s *scene) order(wanted func(int) bool) {
 		s.Errorf("want Off < read of Off, taint < read of Off, read < delete; Off at %d, taint at %d, delete at %d; the BMC's calls: %+v",
 			offs[0].Mono, taint.Mono, deleted.Received, calls)
 	}
-}
-
-// asked returns the first such request since the fault.
-func (s *scene) asked(what string, q events.Query) events.Request {
-	s.Helper()
-	found, err := s.Asked(s.since, q)
-	s.must(err)
-	if len(found) == 0 {
-		s.Fatalf("%s is not in the audit log", what)
-	}
-	return found[0]
 }
 
 // phases: every stretch of the way has its duration.

@@ -19,6 +19,7 @@ import (
 	"github.com/holdfast-dev/holdfast/test/e2e/stage"
 	"github.com/holdfast-dev/holdfast/test/lab"
 	"github.com/holdfast-dev/holdfast/test/lab/bmc"
+	"github.com/holdfast-dev/holdfast/test/lab/events"
 	"github.com/holdfast-dev/holdfast/test/lab/mono"
 )
 
@@ -40,7 +41,7 @@ type scene struct {
 }
 
 // Columns of the table of times, each counted from the fault.
-var columns = []string{"detected", "proven", "released", "recovered", "leader", "gap"}
+var columns = []string{"detected", "proven", "released", "recovered", "leader", "endpoint out", "gap"}
 
 type row struct {
 	scene string
@@ -51,6 +52,9 @@ var rows []row
 
 // tellTimes prints what the scenes measured, as a table of Markdown.
 func tellTimes(out io.Writer) {
+	if len(rows) == 0 {
+		return
+	}
 	w := tabwriter.NewWriter(out, 0, 0, 1, ' ', 0)
 	fmt.Fprintf(w, "\n| scene\t| %s\t|\n", strings.Join(columns, "\t| "))
 	fmt.Fprintf(w, "|---%s\t|\n", strings.Repeat("\t|---", len(columns)))
@@ -71,7 +75,7 @@ func tellTimes(out io.Writer) {
 // play begins a scene: everything is well, and the ledger runs on the host that choose names. After it, everything is mended, well or not.
 func play(t *testing.T, choose func(scene) string) *scene {
 	t.Helper()
-	s := &scene{T: t, Stage: theatre, ctx: t.Context(), times: map[string]time.Duration{}}
+	s := &scene{T: t, Stage: raise(t), ctx: t.Context(), times: map[string]time.Duration{}}
 	t.Cleanup(func() {
 		rows = append(rows, row{t.Name(), s.times})
 		if t.Failed() {
@@ -235,4 +239,24 @@ func (s *scene) poll(what string, reached func() (bool, error)) {
 			s.Fatalf("waiting for %s: %v", what, ctx.Err())
 		}
 	}
+}
+
+// patched checks that Holdfast itself changed the pod's readiness, for the reason named.
+func (s *scene) patched(reason string) {
+	s.Helper()
+	s.asked(reason, events.Query{Verbs: []string{"patch"}, Resource: "pods", Subresource: "status", Namespace: stage.Namespace, Name: stage.Pod,
+		Match: func(r events.Request) bool {
+			return r.Code == 200 && stage.ByHoldfast(r) && strings.Contains(string(r.Sent), reason)
+		}})
+}
+
+// asked returns the first such request since the fault.
+func (s *scene) asked(what string, q events.Query) events.Request {
+	s.Helper()
+	found, err := s.Asked(s.since, q)
+	s.must(err)
+	if len(found) == 0 {
+		s.Fatalf("%s is not in the audit log", what)
+	}
+	return found[0]
 }

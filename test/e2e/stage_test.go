@@ -1,7 +1,8 @@
 // Copyright The Holdfast Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package e2e plays the scenes of docs/spec/lab.md's lab against Holdfast as it is deployed: in the cluster, by config/default.
+// Package e2e plays scenes against Holdfast as it is deployed: in the cluster of a lab, by config/default, with fast timings. The environment
+// variable HOLDFAST_E2E_LAB names a lab to play on, made if need be, that stays up afterwards.
 package e2e
 
 import (
@@ -14,42 +15,55 @@ import (
 	"github.com/holdfast-dev/holdfast/test/e2e/stage"
 )
 
-// theatre is the stage that all scenes share: they play one after the other, and each leaves it as it found it.
-var theatre *stage.Stage
-
 // raiseWithin covers the builds of the lab's components when nothing is cached.
 const raiseWithin = 30 * time.Minute
+
+// theatre is the stage that all scenes share: they play one after the other, and each leaves it as it found it. The first one raises it.
+var theatre struct {
+	name   string
+	stays  bool
+	raised bool
+	*stage.Stage
+	err error
+}
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	name, stays := os.LookupEnv("HOLDFAST_E2E_LAB") // a lab to play on, made if need be, that stays up
-	if !stays {
-		name = fmt.Sprintf("e2e-%d", os.Getpid())
+	if theatre.name, theatre.stays = os.LookupEnv("HOLDFAST_E2E_LAB"); !theatre.stays {
+		theatre.name = fmt.Sprintf("e2e-%d", os.Getpid())
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), raiseWithin)
-	defer cancel()
-	begin := time.Now()
-	s, err := stage.Raise(ctx, stage.Options{Lab: name, FenceBudget: 50, Progress: func(line string) { fmt.Fprintln(os.Stderr, line) }})
-	code := 1
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "raising the stage:", err)
-		if s != nil {
-			fmt.Fprintln(os.Stderr, s.Diagnose(ctx))
+	code := m.Run()
+	tellTimes(os.Stdout)
+	switch {
+	case !theatre.raised:
+	case theatre.stays:
+		theatre.Leave()
+	default:
+		if err := stage.Strike(context.Background(), theatre.Stage, theatre.name); err != nil {
+			fmt.Fprintln(os.Stderr, "striking the stage:", err)
+			code = 1
 		}
-	} else {
-		fmt.Fprintf(os.Stderr, "the stage stands after %s\n", time.Since(begin).Round(time.Second))
-		theatre = s
-		code = m.Run()
-		tellTimes(os.Stdout)
-	}
-	if stays {
-		s.Leave()
-		return code
-	}
-	if err := stage.Strike(context.WithoutCancel(ctx), s, name); err != nil {
-		fmt.Fprintln(os.Stderr, "striking the stage:", err)
-		code = 1
 	}
 	return code
+}
+
+// raise returns the stage, or fails the test. After one failure it stays down: every scene would fail for the same reason.
+func raise(t *testing.T) *stage.Stage {
+	t.Helper()
+	if !theatre.raised {
+		theatre.raised = true
+		ctx, cancel := context.WithTimeout(context.Background(), raiseWithin)
+		defer cancel()
+		begin := time.Now()
+		theatre.Stage, theatre.err = stage.Raise(ctx, stage.Options{Lab: theatre.name, FenceBudget: 50, Progress: func(line string) { t.Log(line) }})
+		if theatre.err != nil && theatre.Stage != nil {
+			t.Log(theatre.Diagnose(ctx))
+		}
+		t.Logf("the stage stands after %s", time.Since(begin).Round(time.Second))
+	}
+	if theatre.err != nil {
+		t.Fatal("the stage cannot be raised: ", theatre.err)
+	}
+	return theatre.Stage
 }

@@ -79,6 +79,7 @@ func (s *Stage) loadImages(ctx context.Context) error {
 		if err := s.Lab.LoadImage(ctx, tar); err != nil {
 			return err
 		}
+		s.freshManager = s.freshManager || name == "manager.tar"
 	}
 	return nil
 }

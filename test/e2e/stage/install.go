@@ -40,6 +40,11 @@ func (s *Stage) installHoldfast(ctx context.Context) error {
 	if _, err := s.kubectl(ctx, yaml, "apply", "--server-side", "-f", "-"); err != nil {
 		return err
 	}
+	if s.used && s.freshManager {
+		if _, err := s.Kubectl(ctx, "rollout", "restart", "-n", HoldfastNamespace, "deployment/holdfast-manager"); err != nil {
+			return err
+		}
+	}
 	if err := s.awaitManager(ctx, Replicas); err != nil {
 		return err
 	}

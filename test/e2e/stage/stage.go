@@ -65,10 +65,12 @@ type Stage struct {
 	config   *rest.Config
 	options  Options
 	programs programs
-	playing  context.Context //nolint:containedctx // the life of the watches and of the client
-	stop     context.CancelFunc
-	running  sync.WaitGroup
-	acks     string
+	// used says that the lab was up before, freshManager that its hosts have another manager's image since.
+	used, freshManager bool
+	playing            context.Context //nolint:containedctx // the life of the watches and of the client
+	stop               context.CancelFunc
+	running            sync.WaitGroup
+	acks               string
 }
 
 // Raise brings everything up and returns once the ledger serves its client and, with Holdfast, is guarded: GuardConfig PoliciesEffective and
@@ -136,6 +138,7 @@ func (s *Stage) tell(line string) { s.options.Progress(line) }
 // openLab uses the lab that is up, or makes one.
 func (s *Stage) openLab(ctx context.Context) error {
 	l, err := lab.Open(s.options.Lab)
+	s.used = err == nil
 	if err != nil {
 		s.tell("making lab " + s.options.Lab)
 		lines := &lineWriter{to: s.options.Progress}
