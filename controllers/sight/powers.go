@@ -44,13 +44,12 @@ func (p *Powers) See(key string, reading *evidence.Power, complete evidence.Inst
 	}
 	switch state {
 	case evidence.PowerOff:
-		if _, runs := p.off[key]; !runs {
+		if last, runs := p.last[key]; !runs || p.said[key] != evidence.PowerOff || reading.At.Sub(last) > evidence.RunGap {
 			p.off[key] = complete
 		}
 		p.last[key] = complete
 	case evidence.PowerUnread:
 	default:
-		delete(p.off, key)
 		if state == evidence.PowerOn {
 			p.on[key] = reading.At
 		}

@@ -285,7 +285,7 @@ type Power struct {
 	// Said is the latest such reading: State, or while that cannot be used the one before.
 	Said PowerState
 	// OffSince is when the first of the latest unbroken run of Off readings was complete: whatever a sign of life shows from then on, the
-	// device had already said Off. Only a reading of something else breaks the run.
+	// device had already said Off. A reading of something else breaks the run, and so does a gap longer than RunGap.
 	OffSince Instant
 	// HasOff is true when the device has read Off at all, and LastOff is when the latest such reading was complete.
 	HasOff  bool
@@ -296,6 +296,10 @@ type Power struct {
 	// Why says why the device could not be read.
 	Why string
 }
+
+// RunGap is the longest time between two readings of Off that still counts as Off in between: no machine is switched on, boots and
+// answers within it. Open incidents are looked at more often than that.
+const RunGap = 6 * time.Second
 
 // Covers reports whether an isolation by this method cuts volumes of the CSI driver.
 func (p Power) Covers(driver string) bool {

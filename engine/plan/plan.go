@@ -115,12 +115,9 @@ type Budget struct {
 // Left reports whether one more Off command may change state.
 func (b Budget) Left() bool { return b.Used < b.Max }
 
-const (
-	// maxTries bounds the Off commands per method and incident that a device took and that had no effect.
-	maxTries = 2
-	// maxRepeats bounds those after which nobody could say whether the device, which reads Off, had taken them.
-	maxRepeats = 6
-)
+// maxTries bounds the Off commands per method and incident that a device, which reads On, took and that had no effect: each is of the budget that
+// other hosts may need. A device that reads Off and does not say whether it took the command is asked again for as long as it takes, with pauses.
+const maxTries = 2
 
 // Intervals after which a host is looked at again when nothing happens in between.
 const (
@@ -485,8 +482,6 @@ func (m *maker) unusable(p evidence.Power) string {
 		return p.Method + " was commanded off and reads Off, but is not believed while something else speaks against it"
 	case p.State == evidence.PowerOn && m.count(p.Method, evidence.AttemptSuperseded) >= maxTries:
 		return fmt.Sprintf("%s was given %d Off commands and they had no effect", p.Method, m.count(p.Method, evidence.AttemptSuperseded))
-	case m.count(p.Method, evidence.AttemptSuperseded) >= maxRepeats:
-		return fmt.Sprintf("%s was given %d Off commands and never said that it had taken one", p.Method, m.count(p.Method, evidence.AttemptSuperseded))
 	default:
 		return ""
 	}
@@ -618,11 +613,16 @@ func (m *maker) healthy() {
 	if m.braked("Return", returning) {
 		return
 	}
+	m.letGo(m.because())
+}
+
+// letGo takes holds and taints off and ends the incident.
+func (m *maker) letGo(because string) {
 	m.disarm()
 	if m.seen.Node.Fenced || m.seen.Node.OutOfService {
-		m.do(Step{Kind: Untaint, Because: "nothing of the old boot is left"})
+		m.do(Step{Kind: Untaint, Because: because})
 	}
-	m.do(Step{Kind: Close, Because: m.because()})
+	m.do(Step{Kind: Close, Because: because})
 }
 
 // heard wants the kubelet heard by this observer, and well: a fresh observer's lease is young because the observer is.
@@ -649,10 +649,10 @@ func (m *maker) disarm() {
 // needs nothing more.
 func (m *maker) oldBootIsOver() bool {
 	proved := m.seen.Journal.ProofRecorded
-	if !m.underway() && m.policy.Late(m.seen.Lease) && !m.policy.Paused {
+	shut := proved && m.seen.Node.Fenced // the taint has kept the new boot from starting anything
+	if !shut && !m.unsettled() && m.policy.Late(m.seen.Lease) && !m.policy.Paused {
 		// The new boot fails too, and is judged by itself, in an incident of its own.
-		m.disarm()
-		m.do(Step{Kind: Close, Because: "the boot is over, and nothing was done to it"})
+		m.letGo("the boot is over, and the next one fails by itself")
 		return true
 	}
 	old := m.oldWriters()
@@ -660,8 +660,7 @@ func (m *maker) oldBootIsOver() bool {
 	case !proved || m.unsettled():
 	case len(old) == 0 && !m.heard():
 		m.after()
-	case len(old) > 0 && m.seen.Node.Fenced && !m.policy.Paused && !m.policy.Shadow:
-		// Proof was established, and the fenced taint has kept the new boot from starting them.
+	case len(old) > 0 && shut && !m.policy.Paused && !m.policy.Shadow:
 		m.out.Next = nextRelease
 		m.do(Step{Kind: DeletePod, Target: old[0].UID, Because: "its boot is over and proof was established"})
 	}

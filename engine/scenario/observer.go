@@ -161,12 +161,12 @@ func (w *World) lookAtDevice(d *device) {
 		p.Why = "no answer"
 	case p.Identity != evidence.IdentityMatches:
 	case p.State == evidence.PowerOff:
-		if p.OffSince == 0 {
+		if p.Said != evidence.PowerOff || p.At.Sub(p.LastOff) > evidence.RunGap {
 			p.OffSince = p.At
 		}
 		p.Said, p.HasOff, p.LastOff = p.State, true, p.At
 	default:
-		p.Said, p.OffSince = p.State, 0
+		p.Said = p.State
 		if p.State == evidence.PowerOn {
 			p.HasOn, p.LastOn = true, p.At
 		}

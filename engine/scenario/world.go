@@ -233,22 +233,24 @@ func (w *World) losePower() {
 	}
 }
 
-// bootAs powers the host on; its kernel answers at once, its kubelet two seconds later, its pods five seconds after that, unless the fenced
+// bootAs powers the host on; its kernel answers after seven seconds, its kubelet two seconds later, its pods five seconds after that, unless the fenced
 // taint keeps them from starting.
 func (w *World) bootAs(boot string) {
 	w.losePower()
 	h := &w.host
-	h.powered, h.kernel, h.userspace, h.runtimeDown, h.boot = true, true, true, false, boot
+	h.powered, h.runtimeDown, h.boot = true, false, boot
 	h.toAPI, h.toUs = true, true
-	w.after(2*time.Second, func() {
-		if !h.powered || h.boot != boot {
+	here := func() bool { return h.powered && h.boot == boot }
+	w.after(7*time.Second, func() { h.kernel, h.userspace = here(), here() })
+	w.after(9*time.Second, func() {
+		if !here() {
 			return
 		}
 		h.kubelet = true
 		h.lastRenewal = w.now - renewEvery
 		w.postStatus()
 	})
-	w.after(7*time.Second, func() {
+	w.after(14*time.Second, func() {
 		if !w.kubeletSpeaks() || h.boot != boot || h.node.Fenced {
 			return
 		}

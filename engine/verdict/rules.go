@@ -5,6 +5,7 @@ package verdict
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -127,7 +128,7 @@ func newBoot(in sight) (string, bool) {
 
 // lossStands keeps the verdict while nothing is left to release; it releases nothing.
 func lossStands(in sight) (string, bool) {
-	if !in.lossIsComplete() || !in.Node.Read {
+	if !in.lossIsComplete() || !in.Node.Read || len(in.outdated) > 0 {
 		return "", false
 	}
 	return "proof was established, every writer is released, and this boot has not spoken since", true
@@ -157,14 +158,15 @@ func nodeMissing(in sight) (string, bool) {
 // deviceContradicted holds a host whose device says Off while the host said otherwise lately; where the application answers, or the lease moves, the
 // rules on life say more, and where all has been silent for long, a device that lied is no reason to wait for another.
 func deviceContradicted(in sight) (string, bool) {
-	if len(in.contradicted) == 0 || !in.late || in.SilentFor() >= in.policy.ConfirmAfter {
+	said := slices.Concat(in.contradicted, in.outdated)
+	if len(said) == 0 || !in.late || in.SilentFor() >= in.policy.ConfirmAfter {
 		return "", false
 	}
-	rank, who := in.Life(in.offSince(in.contradicted[0]))
+	rank, who := in.Life(in.offSince(said[0]))
 	if rank == evidence.RankWriter {
 		return "", false
 	}
-	return fmt.Sprintf("%s reads Off, but %s showed life (%s) since", in.contradicted[0], who, rank), true
+	return fmt.Sprintf("%s says Off, but %s showed life (%s) since", said[0], who, rank), true
 }
 
 // powerReadsOff believes a device only where something else points the same way: a late lease, or an application that fails its probes on a

@@ -28,7 +28,8 @@ type sight struct {
 	serving      []string // pods that answer their own probes
 	failing      []string // pods that fail them
 	readsOff     []string // methods whose reading of Off is believed
-	contradicted []string // methods that say Off although the host has shown life since
+	contradicted []string // methods that read Off although the host has shown life since
+	outdated     []string // methods whose last word was Off, that cannot be read now, and after which the host has shown life
 	proof        Proof
 	proofGap     string // why a device that reads Off proves nothing yet
 }
@@ -71,17 +72,26 @@ func (in *sight) weigh(pw evidence.Power) {
 		return
 	}
 	rank, who := in.Life(pw.OffSince + evidence.Instant(holdUp))
-	if rank != evidence.RankNone {
+	readable := pw.State == evidence.PowerOff && pw.Identity == evidence.IdentityMatches
+	switch {
+	case !readable && rank != evidence.RankNone:
+		// It may have lied, or the host may have been switched on since.
+		in.outdated = append(in.outdated, pw.Method)
+		return
+	case !readable:
+		in.proofGap = pw.Method + " cannot be read now"
+		return
+	case rank != evidence.RankNone:
 		in.contradicted = append(in.contradicted, pw.Method)
 		in.proofGap = pw.Method + " reads Off, but " + who + " showed life since"
 		return
 	}
-	if pw.State != evidence.PowerOff || pw.Identity != evidence.IdentityMatches {
-		in.proofGap = pw.Method + " cannot be read now"
-		return
-	}
 	if other := in.readOnSince(pw.OffSince); other != "" {
 		in.proofGap = fmt.Sprintf("%s reads Off, but %s reads On", pw.Method, other)
+		return
+	}
+	if who := in.answersNow(); who != "" {
+		in.proofGap = fmt.Sprintf("%s reads Off, but %s answers", pw.Method, who)
 		return
 	}
 	if rank, who = in.Life(pw.OffSince); rank != evidence.RankNone && pw.At.Sub(pw.OffSince) < quietAfterHoldUp {
@@ -89,6 +99,17 @@ func (in *sight) weigh(pw evidence.Power) {
 		return
 	}
 	in.readsOff = append(in.readsOff, pw.Method)
+}
+
+// answersNow names a plane on which the host answers the latest question, however old the device's Off is.
+func (in *sight) answersNow() string {
+	if in.Port.Answer.Rank() != evidence.RankNone {
+		return "port 10250"
+	}
+	if pod, ok := in.kernelRefuses(); ok {
+		return "the kernel for " + pod
+	}
+	return ""
 }
 
 // readOnSince names a trusted device of this machine that reads On, or has read On since the instant given and cannot be read now.
