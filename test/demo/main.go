@@ -18,6 +18,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/go-logr/logr"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+
 	"github.com/holdfast-dev/holdfast/test/e2e/stage"
 	"github.com/holdfast-dev/holdfast/test/lab"
 )
@@ -44,13 +47,14 @@ func run(ctx context.Context, args []string, out io.Writer) int {
 	flags.StringVar(&o.lab, "lab", "", "use the lab of this name, also one that is up (default: a new one, named demo)")
 	flags.BoolVar(&o.keep, "keep", false, "leave the lab up")
 	flags.BoolVar(&o.withoutHoldfast, "without-holdfast", false, "leave Holdfast out, and see the demo fail")
-	flags.BoolVar(&o.bmcDead, "bmc-dead", false, "let every BMC be dead, and see the demo fail")
+	flags.BoolVar(&o.bmcDead, "bmc-dead", false, "let the BMC of the host that loses its power be dead, and see the demo fail")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return 0
 		}
 		return 2
 	}
+	log.SetLogger(logr.Discard()) // the client's library has nothing to tell that the demo does not
 	t := newTeller(out)
 	if err := perform(ctx, o, t); err != nil {
 		t.bad("demo: " + err.Error())
@@ -71,7 +75,7 @@ func perform(ctx context.Context, o options, t *teller) error {
 	t.title("Holdfast", "a real cluster of three hosts on this machine")
 	t.say("Each host has its own network, processes, containerd, kubelet and BMC. Holdfast runs in the cluster as two pods. " +
 		"The storage array is outside the hosts and logs every write. The first time, the components are built from source: 15 to 20 minutes on two cores.")
-	s, err := stage.Raise(ctx, stage.Options{Lab: o.lab, WithoutHoldfast: o.withoutHoldfast, DeadBMC: o.bmcDead, Progress: t.progress})
+	s, err := stage.Raise(ctx, stage.Options{Lab: o.lab, WithoutHoldfast: o.withoutHoldfast, Progress: t.progress})
 	if err == nil {
 		err = (&demo{teller: t, s: s, o: o}).play(ctx)
 	}

@@ -28,6 +28,11 @@ func (d *demo) powerIsLost(ctx context.Context) error {
 	if err := d.ledgerLine(ctx); err != nil {
 		return err
 	}
+	if d.o.bmcDead {
+		if _, err := d.do(ctx, "bmc", "fault", d.host, "--mode", "dead"); err != nil {
+			return err
+		}
+	}
 	var err error
 	if d.lost, err = d.do(ctx, "host", "power-off", d.host); err != nil {
 		return err
