@@ -36,7 +36,7 @@ build: ## Build bin/manager and bin/lab.
 
 .PHONY: demo
 demo: deps ## Watch both scenes on a lab of three hosts (root; 20 minutes the first time, then two).
-	@$(alone) go run ./test/demo $(DEMOFLAGS)
+	@go run ./test/demo $(DEMOFLAGS)
 
 .PHONY: image
 image: ## Build the manager's image as out/manager.tar, without a registry or a base image.

@@ -99,7 +99,7 @@ func tellEvent(e events.Event, taints map[string]string) string {
 	case e.Volume != nil && e.Volume.Volume == stage.Volume && (e.Volume.Event == "attach" || e.Volume.Event == "detach"):
 		return fmt.Sprintf("%s %s, epoch %d", e.Volume.Event, e.Volume.Host, e.Volume.Epoch)
 	case e.Run != nil && e.Run.Volume == stage.Volume && e.Run.Op == "" && e.Run.Result == "ok":
-		return fmt.Sprintf("%s begins to write, %d writes in %.1fs", e.Run.Host, e.Run.Count, time.Duration(e.Run.Last-e.Run.First).Seconds())
+		return fmt.Sprintf("%s writes: %d in %.1f s", e.Run.Host, e.Run.Count, time.Duration(e.Run.Last-e.Run.First).Seconds())
 	case e.Request != nil:
 		return tellRequest(*e.Request, taints)
 	}
