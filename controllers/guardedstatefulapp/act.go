@@ -24,7 +24,11 @@ import (
 // act marks what the admission policies protect, and has the pods probed. Each mark is set on its own; one that fails does not keep the others.
 func (r *Reconciler) act(ctx context.Context, s *sighting) error {
 	if s.app.DeletionTimestamp != nil {
-		return r.letGo(ctx, s)
+		err := r.letGo(ctx, s)
+		if !s.gone {
+			r.probe(s) // an app that is still held is still heard, also by a new leader
+		}
+		return err
 	}
 	if s.refused != nil {
 		// Nothing is touched and what was marked before stays marked; the pods of an app that was accepted once are still heard.
