@@ -36,6 +36,7 @@ build: ## Build bin/manager and bin/lab.
 
 .PHONY: demo
 demo: deps ## Watch both scenes on a lab of three hosts (root; 20 minutes the first time, then two).
+	@go build -trimpath -o bin/lab ./test/lab/cmd/lab
 	@go run ./test/demo $(DEMOFLAGS)
 
 .PHONY: image
