@@ -13,8 +13,9 @@ gotestsum = bin/gotestsum --format pkgname-and-test-fails --hide-summary skipped
 # Tests that shape the network and start kubelets run one at a time on a machine, whatever the checkout.
 alone = flock /var/tmp/holdfast-lab-tests.lock
 
-# One setting for every build and test: packages are compiled once, and binaries are static.
+# One setting for every build and test: packages are compiled once, also for another checkout, and binaries are static.
 export CGO_ENABLED = 0
+export GOFLAGS := $(strip $(shell go env GOFLAGS) -trimpath)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
