@@ -104,7 +104,9 @@ test-bundle: bin/gotestsum ## Validate the bundle with the library of the operat
 
 .PHONY: test-lab
 test-lab: bin/gotestsum ## Test the lab, and both scenes on it (root).
+	@rm -f out/stage/times.md
 	@$(alone) $(gotestsum) -p 1 -count 1 -timeout 40m $(TESTFLAGS) $$(hack/packages lab)
+	@if [ -f out/stage/times.md ]; then cat out/stage/times.md; fi
 
 .PHONY: lint
 lint: bin/golangci-lint ## Run the linters, the import law and the clock law among them.

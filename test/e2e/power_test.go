@@ -68,8 +68,14 @@ func TestPowerLostWithLeader(t *testing.T) {
 	s.returned()
 }
 
-// TestLeaderKilledInMidFence: the host hangs with its power on. The leader dies between journal and answer; the next one ends what was begun.
+// TestLeaderKilledInMidFence: the host hangs with its power on. The leader dies after it journalled its intent, or after it journalled the device's
+// answer; the next one ends what was begun, and the host loses its power once.
 func TestLeaderKilledInMidFence(t *testing.T) {
+	t.Run("after the intent", func(t *testing.T) { leaderKilled(t, v1alpha1.AttemptIntended) })
+	t.Run("after the answer", func(t *testing.T) { leaderKilled(t, v1alpha1.AttemptAccepted) })
+}
+
+func leaderKilled(t *testing.T, at v1alpha1.AttemptState) {
 	s := play(t, free)
 	leader, err := s.Leader(s.soon())
 	s.must(err)
@@ -77,10 +83,8 @@ func TestLeaderKilledInMidFence(t *testing.T) {
 	s.must(err)
 	s.begin()
 	s.must(s.host.Hang(s.ctx, lab.HangDead))
-	hi := s.incident("an attempt", func(h *v1alpha1.HostIncident) bool {
-		return slices.ContainsFunc(h.Status.Attempts, func(a v1alpha1.Attempt) bool {
-			return a.State == v1alpha1.AttemptIntended || a.State == v1alpha1.AttemptAccepted
-		})
+	hi := s.incident("an attempt that is "+string(at), func(h *v1alpha1.HostIncident) bool {
+		return slices.ContainsFunc(h.Status.Attempts, func(a v1alpha1.Attempt) bool { return a.State == at })
 	})
 	s.must(process.Signal(unix.SIGKILL))
 	t.Logf("the leader was killed after it had journalled attempt %+v", hi.Status.Attempts[0])
@@ -88,6 +92,9 @@ func TestLeaderKilledInMidFence(t *testing.T) {
 	end := s.migratedWith(func(offs int) bool { return offs >= 1 })
 	if end.Status.ObservedBy == hi.Status.Attempts[0].By {
 		t.Errorf("the incident was ended by %s, whose process was killed", end.Status.ObservedBy)
+	}
+	if at == v1alpha1.AttemptAccepted && len(end.Status.Attempts) != 1 {
+		t.Errorf("the device had taken the command, and there are %d attempts: %+v", len(end.Status.Attempts), end.Status.Attempts)
 	}
 	if n, err := s.PowerLosses(s.host.Name(), s.since); err != nil || n != 1 {
 		t.Errorf("the host lost its power %d times, %v; want once", n, err)

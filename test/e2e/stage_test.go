@@ -34,7 +34,10 @@ func run(m *testing.M) int {
 		theatre.name = fmt.Sprintf("e2e-%d", os.Getpid())
 	}
 	code := m.Run()
-	tellTimes(os.Stdout)
+	if err := tellTimes(); err != nil {
+		fmt.Fprintln(os.Stderr, "telling the times:", err)
+		code = 1
+	}
 	switch {
 	case !theatre.raised:
 	case theatre.stays:
@@ -56,7 +59,7 @@ func raise(t *testing.T) *stage.Stage {
 		ctx, cancel := context.WithTimeout(context.Background(), raiseWithin)
 		defer cancel()
 		begin := time.Now()
-		theatre.Stage, theatre.err = stage.Raise(ctx, stage.Options{Lab: theatre.name, FenceBudget: 50, Progress: func(line string) { t.Log(line) }})
+		theatre.Stage, theatre.err = stage.Raise(ctx, stage.Options{Lab: theatre.name, FenceBudget: 50, Progress: func(line string) { fmt.Fprintln(os.Stderr, line) }})
 		if theatre.err != nil && theatre.Stage != nil {
 			t.Log(theatre.Diagnose(ctx))
 		}

@@ -14,10 +14,13 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/go-logr/zapr"
+	"go.uber.org/zap"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/test/lab"
@@ -148,6 +151,7 @@ func (s *Stage) openLab(ctx context.Context) error {
 		return err
 	}
 	s.Lab = l
+	log.SetLogger(zapr.NewLogger(zap.NewNop())) // else controller-runtime's client complains that nobody listens
 	if s.config, err = l.RESTConfig(); err != nil {
 		return err
 	}
