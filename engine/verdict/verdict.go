@@ -91,6 +91,8 @@ type Found struct {
 	Policy   Policy
 	// Proof is set only when the class is Lost.
 	Proof Proof
+	// Gap says why there is no proof in this snapshot; empty when there is.
+	Gap string
 	// ReadsOff names the trusted methods whose device reads Off for the right machine, with no sign of life since.
 	ReadsOff []string
 	// Contradicted names the methods whose device reads Off although the host has shown life since.
@@ -161,6 +163,9 @@ func (p Policy) Contrasted(s evidence.Snapshot) bool {
 func Decide(s evidence.Snapshot, p Policy) Found {
 	in := look(s, p)
 	found := Found{Policy: p, ReadsOff: in.readsOff, Contradicted: in.contradicted}
+	if !in.proof.Fresh {
+		found.Gap = in.proofGap
+	}
 	for _, r := range rules {
 		if because, fires := r.when(in); fires {
 			found.Findings = append(found.Findings, Finding{Rule: r.name, Says: r.says, Because: because})

@@ -1,0 +1,96 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package verdict_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
+)
+
+// provenOff is a snapshot with full proof: commanded, tainted, read Off afterwards, silent since, the right machine in the right boot.
+func provenOff() (evidence.Snapshot, verdict.Policy) {
+	s := picture("late", "Unknown", "none", "fails", "Off")
+	s.Node.Fenced = true
+	s.Writers[0].Volumes = []evidence.Volume{{Claim: "data-db-0", Driver: "csi.example.org"}}
+	s.Journal = evidence.Journal{Name: "i", Step: evidence.StepFencing,
+		Attempts: []evidence.Attempt{{ID: "off-1", Method: "ipmi", State: evidence.AttemptSettled}}}
+	return s, verdict.Policy{ConfirmAfter: 15 * time.Second, BlindPercent: 50, BlindAPISilent: 5 * time.Second, MinimumProof: evidence.StrengthPowerOff}
+}
+
+// TestEveryPartOfTheProofCounts takes one part of a full proof away at a time: the host is not lost, and the words say what is missing.
+func TestEveryPartOfTheProofCounts(t *testing.T) {
+	s, p := provenOff()
+	if found := verdict.Decide(s, p); found.Class != verdict.Lost || !found.Proof.Fresh || found.Proof.Attempt != "off-1" || found.Proof.Method != "ipmi" {
+		t.Fatalf("full proof gives %s, %+v", found.Class, found.Proof)
+	}
+	for missing, take := range map[string]func(*evidence.Snapshot, *verdict.Policy){
+		"the Node or its Lease cannot be read": func(s *evidence.Snapshot, _ *verdict.Policy) { s.Lease.Read = false },
+		"cannot be listed":                     func(s *evidence.Snapshot, _ *verdict.Policy) { s.Listed = false },
+		"another boot ID":                      func(s *evidence.Snapshot, _ *verdict.Policy) { s.Node.BootID = "b2" },
+		"names another machine":                func(s *evidence.Snapshot, _ *verdict.Policy) { s.Node.UID = "other" },
+		"was not commanded": func(s *evidence.Snapshot, _ *verdict.Policy) {
+			s.Journal.Attempts[0].State = evidence.AttemptSuperseded
+		},
+		"fenced taint":                  func(s *evidence.Snapshot, _ *verdict.Policy) { s.Node.Fenced = false },
+		"before the taint was seen":     func(s *evidence.Snapshot, _ *verdict.Policy) { s.Power[0].At = s.Node.At - 1 },
+		"is asked for":                  func(_ *evidence.Snapshot, p *verdict.Policy) { p.MinimumProof = evidence.StrengthPowerOff + 1 },
+		"does not cut volume data-db-0": func(s *evidence.Snapshot, _ *verdict.Policy) { s.Power[0].CoversHost = false },
+		"lied in this incident":         func(s *evidence.Snapshot, _ *verdict.Policy) { s.Journal.Distrusted = []string{"ipmi"} },
+		"showed life since": func(s *evidence.Snapshot, _ *verdict.Policy) {
+			s.Apps[0].LastAnswer = s.At - evidence.Instant(5*time.Second)
+		},
+		"showed life just as":    func(s *evidence.Snapshot, _ *verdict.Policy) { s.Power[0].OffSince = s.At; s.Port.HasAnswer = true },
+		"but port 10250 answers": func(s *evidence.Snapshot, _ *verdict.Policy) { s.Port.Answer, s.Port.Asked = evidence.AnswerReset, 0 },
+		"but pdu reads On": func(s *evidence.Snapshot, _ *verdict.Policy) {
+			s.Power = append(s.Power, evidence.Power{Method: "pdu", State: evidence.PowerOn, Identity: evidence.IdentityMatches})
+		},
+		"could still be renewed": func(s *evidence.Snapshot, _ *verdict.Policy) { s.Lease.Age = 12 * time.Second },
+		"asked in vain":          func(s *evidence.Snapshot, _ *verdict.Policy) { s.Lease.Age, s.Port.Asked = 13*time.Second, 0 },
+		"no device reads Off": func(s *evidence.Snapshot, _ *verdict.Policy) {
+			s.Power[0].State, s.Power[0].Said = evidence.PowerOn, evidence.PowerOn
+		},
+		"cannot be read now": func(s *evidence.Snapshot, _ *verdict.Policy) { s.Power[0].Identity = evidence.IdentityDiffers },
+	} {
+		t.Run(missing, func(t *testing.T) {
+			s, p := provenOff()
+			take(&s, &p)
+			found := verdict.Decide(s, p)
+			if found.Class == verdict.Lost || found.Proof.Fresh {
+				t.Errorf("is %s by %s", found.Class, found.Rule())
+			}
+			if found.Gap == "" || !strings.Contains(found.Gap, missing) {
+				t.Errorf("says %q", found.Gap)
+			}
+		})
+	}
+}
+
+// TestConfirmedWantsThreeThings: see docs/adr/0004-contrast-before-confirming.md.
+func TestConfirmedWantsThreeThings(t *testing.T) {
+	s, p := provenOff()
+	if !p.Confirmed(s) {
+		t.Fatal("a minute of silence beside a host that was heard two seconds ago is not confirmed")
+	}
+	for missing, take := range map[string]func(*evidence.Snapshot, *verdict.Policy){
+		"silence for long enough": func(s *evidence.Snapshot, _ *verdict.Policy) { s.Port.HasAnswer, s.Port.LastAnswer = true, s.At },
+		"a late lease":            func(s *evidence.Snapshot, p *verdict.Policy) { p.StaleAfter = 10 * time.Minute },
+		"another host":            func(s *evidence.Snapshot, _ *verdict.Policy) { s.Cluster.HasOther = false },
+		"another host, heard well after": func(s *evidence.Snapshot, _ *verdict.Policy) {
+			s.Cluster.OtherNotBefore = s.LastLife() + evidence.Instant(12*time.Second)
+		},
+		"an observer that has watched for long": func(s *evidence.Snapshot, _ *verdict.Policy) { s.Cluster.Observing = 10 * time.Second },
+	} {
+		t.Run(missing, func(t *testing.T) {
+			s, p := provenOff()
+			take(&s, &p)
+			if p.Confirmed(s) {
+				t.Errorf("confirmed without %s", missing)
+			}
+		})
+	}
+}
