@@ -5,6 +5,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -177,7 +178,7 @@ func managerOptions(o options, scheme *runtime.Scheme) ctrl.Options {
 func assemble(mgr ctrl.Manager, o options, config *rest.Config) error {
 	watch := sight.NewClock(clock.RealClock{})
 	toHosts, toApps := make(chan event.GenericEvent, 1024), make(chan event.GenericEvent, 1024)
-	board := sight.NewBoard(watch, func(host string) {
+	changed := func(host string) {
 		node := &corev1.Node{}
 		node.Name = host
 		for _, to := range []chan event.GenericEvent{toHosts, toApps} {
@@ -186,8 +187,9 @@ func assemble(mgr ctrl.Manager, o options, config *rest.Config) error {
 			default: // full: the next look comes by itself
 			}
 		}
-	})
-	if err := mgr.Add(board); err != nil {
+	}
+	board, sleepers := sight.NewBoard(watch, changed), sight.NewSleepers(watch, changed)
+	if err := errors.Join(mgr.Add(board), mgr.Add(sleepers)); err != nil {
 		return err
 	}
 	direct, err := client.New(mgr.GetConfig(), client.Options{Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper()})
@@ -205,7 +207,7 @@ func assemble(mgr ctrl.Manager, o options, config *rest.Config) error {
 	self := fmt.Sprintf("%s/%d", o.name, time.Now().UnixNano()%1e9) // tells two lives of one replica apart
 
 	hosts := &hostincident.Reconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Events: mgr.GetEventRecorder("holdfast"),
-		Clock: watch, Leases: sight.NewLeases(watch), Powers: sight.NewPowers(watch), Board: board, API: sight.NewAPI(watch), Devices: devices,
+		Clock: watch, Leases: sight.NewLeases(watch), Powers: sight.NewPowers(watch), Sleepers: sleepers, Board: board, API: sight.NewAPI(watch), Devices: devices,
 		Self: self, OwnHost: o.host, CallDeadline: callDeadline}
 	if err := hosts.SetupWithManager(mgr, toHosts); err != nil {
 		return err

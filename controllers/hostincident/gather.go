@@ -5,7 +5,10 @@ package hostincident
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"time"
@@ -441,9 +444,6 @@ func (r *Reconciler) gatherCluster(ctx context.Context, w *world) {
 	w.seen.Cluster = c
 }
 
-// deviceRest is how long a device that did not answer is left alone.
-const deviceRest = 3 * time.Second
-
 // gatherPower reads every device of the host, at once.
 func (r *Reconciler) gatherPower(ctx context.Context, w *world) {
 	if w.profile == nil {
@@ -466,12 +466,12 @@ func (r *Reconciler) gatherPower(ctx context.Context, w *world) {
 // readDevice reads one device, and adds what it is remembered to have read before: that stays known when it cannot be read now.
 func (r *Reconciler) readDevice(ctx context.Context, h evidence.Host, d guard.Device) evidence.Power {
 	key := h.Node + "/" + h.BootID + "/" + d.Method
-	out := r.askDevice(ctx, key, d)
+	out := r.askDevice(ctx, h.Node, key, d)
 	r.Powers.See(key, &out, r.Clock.Instant())
 	return out
 }
 
-func (r *Reconciler) askDevice(ctx context.Context, key string, d guard.Device) evidence.Power {
+func (r *Reconciler) askDevice(ctx context.Context, host, key string, d guard.Device) evidence.Power {
 	out := evidence.Power{Method: d.Method, Level: int(d.Level), At: r.Clock.Instant()}
 	if d.Err != nil {
 		out.Why = d.Err.Error()
@@ -482,22 +482,35 @@ func (r *Reconciler) askDevice(ctx context.Context, key string, d guard.Device) 
 	if what.Strength == fencing.StrengthPowerOff {
 		out.Strength = evidence.StrengthPowerOff
 	}
-	if why, resting := r.Powers.Resting(key); resting {
+	key += "/" + fingerprint(d.Target) // a new address or a rotated Secret is tried at once
+	if why, asleep := r.Sleepers.Asleep(key); asleep {
 		out.Why = why
 		return out
 	}
-	call, done := context.WithTimeout(ctx, min(d.Timeout, r.CallDeadline))
-	defer done()
-	reading, err := d.Driver.Observe(call, d.Target)
+	observe := func(ctx context.Context) (fencing.Reading, error) {
+		call, done := context.WithTimeout(ctx, min(d.Timeout, r.CallDeadline))
+		defer done()
+		return d.Driver.Observe(call, d.Target)
+	}
+	reading, err := observe(ctx)
 	if err != nil {
 		out.Why = err.Error()
-		r.Powers.Rest(key, out.Why, deviceRest)
+		r.Sleepers.Sleep(host, key, out.Why, func(ctx context.Context) error {
+			_, err := observe(ctx) // what it says is read again, in its turn: a reading has to be later than that of the Node
+			return err
+		})
 		return out
 	}
 	out.State = map[fencing.Power]evidence.PowerState{fencing.PowerOn: evidence.PowerOn, fencing.PowerOff: evidence.PowerOff, fencing.PowerGone: evidence.PowerGone}[reading.Power]
 	out.Why = reading.Detail
 	out.Identity = identity(reading.Identity, d.SystemUUID)
 	return out
+}
+
+// fingerprint tells targets apart without telling what is in them.
+func fingerprint(t fencing.Target) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d %v %q %q", t.Address, t.Port, t.Options, t.Credentials.Username, t.Credentials.Password))
+	return hex.EncodeToString(sum[:8])
 }
 
 func identity(device, node string) evidence.Identity {

@@ -27,12 +27,14 @@ type Reconciler struct {
 	Live   client.Reader
 	Events events.EventRecorder
 
-	Clock   *sight.Clock
-	Leases  *sight.Leases
-	Powers  *sight.Powers
-	Board   *sight.Board
-	API     *sight.API
-	Devices *guard.Devices
+	Clock  *sight.Clock
+	Leases *sight.Leases
+	Powers *sight.Powers
+	// Sleepers are the devices that did not answer.
+	Sleepers *sight.Sleepers
+	Board    *sight.Board
+	API      *sight.API
+	Devices  *guard.Devices
 
 	// Self names this process, for the journal: a pod's name and a mark of this life of it.
 	Self string

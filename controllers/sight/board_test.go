@@ -137,7 +137,9 @@ func TestAskPortTellsKernelFromProcess(t *testing.T) {
 	go func() { _ = server.ServeTLS(spoken, "", "") }() // ends with Close
 	t.Cleanup(func() { _ = server.Close() })
 	fails := func(err error) Dial {
-		return func(context.Context, string, string) (net.Conn, error) { return nil, &net.OpError{Op: "dial", Err: err} }
+		return func(context.Context, string, string) (net.Conn, error) {
+			return nil, &net.OpError{Op: "dial", Err: err}
+		}
 	}
 	here := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 	tests := []struct {

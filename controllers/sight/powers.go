@@ -10,7 +10,7 @@ import (
 	"github.com/holdfast-dev/holdfast/engine/evidence"
 )
 
-// Powers remembers since when each device has read Off without a break, and which devices did not answer lately.
+// Powers remembers since when each device has read Off without a break and when it last said what.
 type Powers struct {
 	clock *Clock
 
@@ -19,18 +19,12 @@ type Powers struct {
 	last  map[string]evidence.Instant
 	on    map[string]evidence.Instant
 	said  map[string]evidence.PowerState
-	quiet map[string]quiet
 	first map[string]evidence.Instant
-}
-
-type quiet struct {
-	until evidence.Instant
-	why   string
 }
 
 // NewPowers returns an empty memory.
 func NewPowers(c *Clock) *Powers {
-	return &Powers{clock: c, off: map[string]evidence.Instant{}, last: map[string]evidence.Instant{}, on: map[string]evidence.Instant{}, said: map[string]evidence.PowerState{}, quiet: map[string]quiet{}, first: map[string]evidence.Instant{}}
+	return &Powers{clock: c, off: map[string]evidence.Instant{}, last: map[string]evidence.Instant{}, on: map[string]evidence.Instant{}, said: map[string]evidence.PowerState{}, first: map[string]evidence.Instant{}}
 }
 
 // See takes a reading that was complete at the instant given and puts into it since when the device has read Off, and when it last read Off and On. An unreadable
@@ -60,24 +54,6 @@ func (p *Powers) See(key string, reading *evidence.Power, complete evidence.Inst
 	reading.Said, reading.OffSince = p.said[key], p.off[key]
 	reading.LastOff, reading.HasOff = p.last[key]
 	reading.LastOn, reading.HasOn = p.on[key]
-}
-
-// Rest keeps a device that did not answer from being asked again for a while, so that a dead device does not slow everything else.
-func (p *Powers) Rest(key, why string, d time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.quiet[key] = quiet{until: p.clock.Instant() + evidence.Instant(d), why: why}
-}
-
-// Resting reports whether the device is to be left alone for now, and why.
-func (p *Powers) Resting(key string) (string, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	q, ok := p.quiet[key]
-	if !ok || q.until <= p.clock.Instant() {
-		return "", false
-	}
-	return q.why, true
 }
 
 // Since returns how long this observer has known the thing named; the first call starts the count.

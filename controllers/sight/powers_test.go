@@ -54,23 +54,6 @@ func TestOnBreaksTheRunAndKeepsTheMemory(t *testing.T) {
 	}
 }
 
-func TestADeviceThatDidNotAnswerRests(t *testing.T) {
-	source, clock := stepped()
-	powers := NewPowers(clock)
-	powers.Rest("bmc", "no route", 3*time.Second)
-	source.Step(2 * time.Second)
-	if why, resting := powers.Resting("bmc"); !resting || why != "no route" {
-		t.Errorf("resting %v because %q", resting, why)
-	}
-	if _, resting := powers.Resting("other"); resting {
-		t.Error("one device's silence rests another")
-	}
-	source.Step(time.Second)
-	if _, resting := powers.Resting("bmc"); resting {
-		t.Error("it rests for longer than asked")
-	}
-}
-
 func TestSinceCountsFromTheFirstQuestion(t *testing.T) {
 	source, clock := stepped()
 	powers := NewPowers(clock)

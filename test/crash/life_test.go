@@ -53,7 +53,8 @@ func (w *world) boot() *life {
 	board.Dial = w.dial
 	devices := &guard.Devices{Reader: api, Secrets: api, Namespace: w.name, Drivers: fencing.Registry{"ipmi": device{Driver: w.bmcs.Driver(), life: l}}}
 	l.hosts = &hostincident.Reconciler{Client: api, Live: api, Events: l, Clock: clock, Leases: sight.NewLeases(clock), Powers: sight.NewPowers(clock),
-		Board: board, API: sight.NewAPI(clock), Devices: devices, Self: l.self, CallDeadline: callDeadline}
+		Sleepers: sight.NewSleepers(clock, func(string) {}),
+		Board:    board, API: sight.NewAPI(clock), Devices: devices, Self: l.self, CallDeadline: callDeadline}
 	l.apps = &guardedstatefulapp.Reconciler{Client: api, Live: api, Clock: clock, Board: board, Devices: devices, Self: l.self}
 	ctx, cancel := context.WithCancel(w.ctx())
 	over := make(chan error)
