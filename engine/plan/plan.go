@@ -359,7 +359,9 @@ func (m *maker) silent() {
 	off := m.found.Rule() == "PowerReadsOff"
 	if !off && !m.wentOff() && m.braked("Fence", confirming) {
 		m.out.Next = nextSuspect
-		m.advance(evidence.StepSuspected, m.because())
+		if !m.underway() { // never back behind a command or proof
+			m.advance(evidence.StepSuspected, m.because())
+		}
 		return
 	}
 	m.fence(m.because())

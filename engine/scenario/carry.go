@@ -61,7 +61,7 @@ func (w *World) reversible(s plan.Step) {
 	case plan.OpenIncident:
 		w.open()
 	case plan.Advance:
-		w.journal.Step = evidence.Step(s.Target)
+		w.stepTo(evidence.Step(s.Target))
 	case plan.ArmHold, plan.DisarmHold:
 		w.pod(s.Target).Held = s.Kind == plan.ArmHold
 	case plan.KeepServing, plan.StopServing:
@@ -83,7 +83,7 @@ func (w *World) reversible(s plan.Step) {
 	case plan.Untaint:
 		w.host.node.OutOfService, w.host.node.Fenced = false, false
 	case plan.Close:
-		w.journal = evidence.Journal{}
+		w.stepTo(evidence.StepClosed)
 	default:
 		panic(fmt.Sprintf("scenario: no way to carry out %s", s.Kind))
 	}
@@ -92,7 +92,8 @@ func (w *World) reversible(s plan.Step) {
 func (w *World) open() {
 	w.incidents++
 	w.incident = w.present()
-	w.journal = evidence.Journal{Name: fmt.Sprintf("%s-%d", w.host.name, w.incidents), Step: evidence.StepSuspected}
+	w.journal = evidence.Journal{Name: fmt.Sprintf("%s-%d", w.host.name, w.incidents)}
+	w.stepTo(evidence.StepSuspected)
 	for _, p := range w.pods {
 		if !p.Finished {
 			w.journal.Apps = append(w.journal.Apps, p.App)
@@ -116,6 +117,17 @@ func (w *World) irreversible(s plan.Step) {
 	}
 }
 
+// stepTo moves the incident; one that is over leaves no journal behind.
+func (w *World) stepTo(to evidence.Step) {
+	if w.journal.Step != to {
+		w.moves[Move{w.journal.Step, to}] = true
+	}
+	w.journal.Step = to
+	if !w.journal.Open() {
+		w.journal = evidence.Journal{}
+	}
+}
+
 // judge notes what must never happen.
 func (w *World) judge(p *pod, what string) {
 	if w.mayWrite(p) {
@@ -127,7 +139,7 @@ func (w *World) isolate(s plan.Step) {
 	d := w.device(s.Target)
 	id := fmt.Sprintf("off-%d", len(w.journal.Attempts)+1)
 	w.journal.Attempts = append(w.journal.Attempts, evidence.Attempt{ID: id, Method: s.Target, Level: s.Level, State: evidence.AttemptIntended})
-	w.journal.Step = evidence.StepFencing
+	w.stepTo(evidence.StepFencing)
 	if w.crashBeforeCall {
 		w.crashBeforeCall = false
 		w.tell("the leader dies after the journal and before the call")

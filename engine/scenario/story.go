@@ -27,8 +27,18 @@ import (
 // nobody acting. "decide" looks once and changes nothing. "run D", "run until step S within D" and "run until verdict V within D" let Holdfast act, and
 // tell what changed, and when. What stands between ---- and the next empty line is the expectation.
 func Rewrite(text string) (string, error) {
+	return (&story{moves: map[Move]bool{}}).rewrite(text)
+}
+
+// Moves lists the moves between steps that incidents make in a scenario.
+func Moves(text string) (map[Move]bool, error) {
+	s := &story{moves: map[Move]bool{}}
+	_, err := s.rewrite(text)
+	return s.moves, err
+}
+
+func (s *story) rewrite(text string) (string, error) {
 	var out strings.Builder
-	s := &story{}
 	expectation := false
 	for n, line := range strings.Split(strings.TrimRight(text, "\n"), "\n") {
 		switch {
@@ -60,6 +70,7 @@ type story struct {
 	world  *World
 	warm   bool
 	answer string
+	moves  map[Move]bool // of all worlds of the text
 }
 
 func (s *story) line(line string) error {
@@ -69,7 +80,8 @@ func (s *story) line(line string) error {
 	case len(words) == 0:
 		return nil
 	case words[0] == "host" && len(words) == 4 && words[2] == "boot":
-		*s = story{world: NewWorld(words[1], words[3])}
+		*s = story{world: NewWorld(words[1], words[3]), moves: s.moves}
+		s.world.moves = s.moves
 		return nil
 	case s.world == nil:
 		return fmt.Errorf(`a story begins with "host NAME boot ID"`)

@@ -60,7 +60,11 @@ type World struct {
 	// Broken lists what was done to a host that could still write. It stays empty unless a device lies.
 	Broken []string
 	told   []string
+	moves  map[Move]bool
 }
+
+// Move is one step of an incident to another; the first is from the empty step.
+type Move struct{ From, To evidence.Step }
 
 type event struct {
 	at time.Duration
@@ -109,6 +113,7 @@ func NewWorld(name, boot string) *World {
 		Budget:  plan.Budget{Max: 2},
 		host:    host{name: name, uid: "node-uid-1", machine: "machine-1", boot: boot},
 		cluster: cluster{hosts: 3},
+		moves:   map[Move]bool{},
 	}
 	w.host.node = evidence.Node{Read: true, UID: w.host.uid, SystemUUID: w.host.machine}
 	w.host.toAPI, w.host.toUs = true, true

@@ -1,0 +1,50 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestInvariantsNameRealTests: every test and mutant that docs/spec/invariants.md names exists.
+func TestInvariantsNameRealTests(t *testing.T) {
+	page, err := os.ReadFile("../../docs/spec/invariants.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tests strings.Builder
+	for _, pattern := range []string{"../*/*_test.go", "../../test/scenario/*_test.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			text, err := os.ReadFile(f) //nolint:gosec // a test of this repository
+			if err != nil {
+				t.Fatal(err)
+			}
+			tests.Write(text)
+		}
+	}
+	for _, name := range regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(page), -1) {
+		if !strings.Contains(tests.String(), "func "+name[1]+"(") {
+			t.Errorf("the page names %s, and there is no such test", name[1])
+		}
+	}
+	for _, line := range strings.Split(string(page), "\n") {
+		cells := strings.Split(line, "|")
+		if len(cells) < 5 {
+			continue
+		}
+		for _, name := range regexp.MustCompile("`([a-z0-9-]+)`").FindAllStringSubmatch(cells[len(cells)-2], -1) {
+			if _, err := os.Stat("../../test/mutants/" + name[1] + ".patch"); err != nil {
+				t.Errorf("the page names the mutant %s, and there is no such patch", name[1])
+			}
+		}
+	}
+}
