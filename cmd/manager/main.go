@@ -44,8 +44,8 @@ import (
 // Timings of leadership. A leader that cannot renew stops within renewDeadline of its last renewal, and nobody else leads before leaseDuration
 // has passed since: what is in between is the time that a driver call may still need (invariant I6).
 const (
-	leaseDuration = 7 * time.Second
-	renewDeadline = 4 * time.Second
+	leaseDuration = 6 * time.Second
+	renewDeadline = 3 * time.Second
 	// A candidate looks at the lease at intervals of up to 2.2 times this one, sees the last renewal one interval late and its end another: with
 	// the lease itself that has to stay within the 8 s that a hand-over may take.
 	retryPeriod  = 250 * time.Millisecond
