@@ -81,7 +81,7 @@ func TestAFactThatChangesBeforeOffIsSeen(t *testing.T) {
 					break
 				}
 				next, _ := l.look()
-				w.pass(min(next, 500*time.Millisecond))
+				w.pass(min(next, time.Second))
 			}
 			if a := w.incident().Status.Attempts; !*happened || len(a) != 1 || !withdrawn(a[0]) {
 				t.Errorf("attempts %+v\n%s", a, w.tell())
@@ -148,7 +148,7 @@ func TestAMachineThatIsOnAgainIsNotReleased(t *testing.T) {
 					break
 				}
 				next, _ := l.look()
-				w.pass(min(next, 500*time.Millisecond))
+				w.pass(min(next, time.Second))
 			}
 			if !on || !test.then(w) {
 				t.Errorf("switched on: %v; released all the same\n%s", on, w.tell())
@@ -189,7 +189,7 @@ func TestTwoLeadersAtOnceSwitchOffOnce(t *testing.T) {
 		l.look()
 		other.look()
 		w.detach()
-		w.pass(500 * time.Millisecond)
+		w.pass(time.Second)
 	}
 	if !nested || w.offs != 1 || w.incident().Status.Step != v1alpha1.StepRecovering {
 		t.Errorf("second leader looked on: %v, host switched off %d times\n%s", nested, w.offs, w.tell())
@@ -215,7 +215,7 @@ func TestTwoLeadersRace(t *testing.T) {
 		one.look()
 		<-done
 		w.detach()
-		w.pass(500 * time.Millisecond)
+		w.pass(time.Second)
 	}
 	if w.offs != 1 || w.incident().Status.Step != v1alpha1.StepRecovering {
 		t.Errorf("the host was switched off %d times\n%s", w.offs, w.tell())

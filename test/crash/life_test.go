@@ -228,8 +228,8 @@ func (l *life) lookAtApp() {
 	}
 }
 
-// rounds bounds how often a test looks before it gives up: a minute and more of the clock.
-const rounds = 250
+// rounds bounds how often a test looks before it gives up: half a minute of the clock and more.
+const rounds = 150
 
 // until lets the life look, and time pass, until something is so.
 func (l *life) until(what string, is func() bool) {
@@ -243,7 +243,7 @@ func (l *life) until(what string, is func() bool) {
 			l.t.Fatalf("crashed on the way to: %s", what)
 		}
 		l.detach()
-		l.pass(min(max(next, 50*time.Millisecond), 500*time.Millisecond))
+		l.pass(min(max(next, 50*time.Millisecond), time.Second))
 	}
 	l.t.Fatalf("it never came to: %s\n%s", what, l.tell())
 }
@@ -257,7 +257,7 @@ func (l *life) while(d time.Duration, what string, is func() bool) {
 			l.t.Fatalf("no longer so: %s\n%s", what, l.tell())
 		}
 		l.detach()
-		l.pass(500 * time.Millisecond)
+		l.pass(time.Second)
 	}
 }
 
@@ -265,11 +265,11 @@ func (l *life) while(d time.Duration, what string, is func() bool) {
 func (l *life) settle() {
 	l.t.Helper()
 	l.lookAtApp()
-	for range 8 {
+	for range 4 {
 		if _, survived := l.look(); !survived {
 			l.t.Fatal("crashed while all was well")
 		}
-		l.pass(500 * time.Millisecond)
+		l.pass(time.Second)
 	}
 	if n := len(l.incidents()); n != 0 {
 		l.t.Fatalf("an incident of a host that is well\n%s", l.tell())
