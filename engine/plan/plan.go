@@ -126,7 +126,7 @@ const (
 	nextSuspect = 500 * time.Millisecond
 	nextFencing = 250 * time.Millisecond
 	nextRelease = 100 * time.Millisecond
-	nextReturn  = 5 * time.Second
+	nextReturn  = 3 * time.Second
 	// settling is how long a device may have read Off before it counts as not believed rather than as only just off.
 	settling = 5 * time.Second
 )
