@@ -18,6 +18,7 @@ import (
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/test/e2e/stage"
+	"github.com/holdfast-dev/holdfast/test/lab/bmc"
 	"github.com/holdfast-dev/holdfast/test/lab/events"
 	"github.com/holdfast-dev/holdfast/test/lab/mono"
 )
@@ -46,7 +47,7 @@ func TestKubeletOnly(t *testing.T) {
 	s.refusals(hi)
 	s.taintManagerTried(bystander)
 	s.untouched("the taint manager's attempt")
-	s.patched("HoldfastKeepsServing")
+	s.asked("HoldfastKeepsServing", keptServing)
 
 	s.must(s.host.StartKubelet(s.ctx))
 	s.incident("Closed", step(v1alpha1.StepClosed))
@@ -232,6 +233,34 @@ func (s *scene) gracefulDeleteWorks() {
 	_, err = s.AwaitPod(s.soon(), "a successor", func(p *corev1.Pod) bool { return p.UID != s.pod.UID && stage.PodReady(p) })
 	s.must(err)
 	s.must(s.AwaitServed(s.soon()))
+}
+
+// TestKubeletOnlyWithDeadBMC: the fence device does not answer either. Traffic does not wait for its time-outs: when Kubernetes takes the endpoint out,
+// Holdfast puts it back at once.
+func TestKubeletOnlyWithDeadBMC(t *testing.T) {
+	s := play(t, free)
+	s.must(s.host.SetBMCMode(s.ctx, bmc.Dead))
+	s.begin()
+	s.must(s.host.KillKubelet(s.ctx))
+	s.incident("KubeletDown", verdict("KubeletDown"))
+	s.mark("detected")
+	s.poll("Holdfast to keep the endpoint", func() (bool, error) {
+		found, err := s.Asked(s.since, keptServing)
+		return len(found) > 0, err
+	})
+	until := mono.Nanoseconds()
+	gap := s.Endpoints.Gap(s.since, until)
+	s.times["gap"] = gap
+	if gap > maxEndpointGap {
+		t.Errorf("the Service led nowhere for %v in sum, want at most %v", gap, maxEndpointGap)
+	}
+	s.must(s.host.SetBMCMode(s.ctx, bmc.Clear))
+	s.must(s.host.StartKubelet(s.ctx))
+	s.incident("Closed", step(v1alpha1.StepClosed))
+	s.mark("recovered")
+	s.sameContainer()
+	s.neverStopped(mono.Nanoseconds())
+	s.judged()
 }
 
 // TestEverythingDead: the kubelet is dead and so is every process of Holdfast. The hold stands.

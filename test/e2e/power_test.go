@@ -152,7 +152,7 @@ func (s *scene) blocked(why string) {
 		s.Fatalf("the ledger was released without proof: %v", err)
 	}
 	s.untouched("a while without proof")
-	s.patched("HoldfastStopsServing")
+	s.asked("HoldfastStopsServing", patchedBy("HoldfastStopsServing"))
 	_, err = s.AwaitApp(s.soon(), "Held", func(g *v1alpha1.GuardedStatefulApp) bool {
 		return stage.Is(g.Status.Conditions, v1alpha1.ConditionHeld)
 	})

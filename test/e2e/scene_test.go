@@ -248,14 +248,16 @@ func (s *scene) poll(what string, reached func() (bool, error)) {
 	}
 }
 
-// patched checks that Holdfast itself changed the pod's readiness, for the reason named.
-func (s *scene) patched(reason string) {
-	s.Helper()
-	s.asked(reason, events.Query{Verbs: []string{"patch"}, Resource: "pods", Subresource: "status", Namespace: stage.Namespace, Name: stage.Pod,
+// patchedBy is a patch of the ledger's status by Holdfast for the reason given.
+func patchedBy(reason string) events.Query {
+	return events.Query{Verbs: []string{"patch"}, Resource: "pods", Subresource: "status", Namespace: stage.Namespace, Name: stage.Pod,
 		Match: func(r events.Request) bool {
 			return r.Code == 200 && stage.ByHoldfast(r) && strings.Contains(string(r.Sent), reason)
-		}})
+		}}
 }
+
+// keptServing is Holdfast putting the endpoint back.
+var keptServing = patchedBy("HoldfastKeepsServing")
 
 // asked returns the first such request since the fault.
 func (s *scene) asked(what string, q events.Query) events.Request {
