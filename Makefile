@@ -7,6 +7,8 @@ IMG ?= holdfast.dev/manager:dev
 TESTFLAGS ?=
 # What the demo may be told, such as DEMOFLAGS=--keep.
 DEMOFLAGS ?=
+# Which mutants, by the names of their patches; none named means all.
+MUTANTS ?=
 
 pinned = go run ./hack/pinned/cmd/pinned -set tools -into bin
 gotestsum = bin/gotestsum --format pkgname-and-test-fails --hide-summary skipped --
@@ -107,6 +109,10 @@ test-lab: bin/gotestsum ## Test the lab, and both scenes on it (root).
 	@rm -f out/stage/times.md
 	@$(alone) $(gotestsum) -p 1 -count 1 -timeout 40m $(TESTFLAGS) $$(hack/packages lab)
 	@if [ -f out/stage/times.md ]; then cat out/stage/times.md; fi
+
+.PHONY: mutate
+mutate: deps components ## Take every safety feature away, one at a time, and show which test notices (half an hour).
+	go run ./hack/mutate $(MUTANTS)
 
 .PHONY: lint
 lint: bin/golangci-lint ## Run the linters, the import law and the clock law among them.
