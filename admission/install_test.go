@@ -107,9 +107,11 @@ func TestEveryRuleRefusesSomething(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range expected {
-		if name != "" && !slices.Contains(there, name) {
-			t.Errorf("there is no rule %s", name)
+	for _, names := range expected {
+		for name := range strings.SplitSeq(names, "|") { // whichever answers first
+			if name != "" && !slices.Contains(there, name) {
+				t.Errorf("there is no rule %s", name)
+			}
 		}
 	}
 }
