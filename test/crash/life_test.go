@@ -89,6 +89,7 @@ type device struct {
 
 func (d device) Observe(ctx context.Context, t fencing.Target) (fencing.Reading, error) {
 	defer d.life.note("Observe")
+	d.life.clock.Step(time.Millisecond)
 	return d.Driver.Observe(ctx, t)
 }
 
