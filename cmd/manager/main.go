@@ -203,7 +203,7 @@ func assemble(mgr ctrl.Manager, o options, config *rest.Config) error {
 	}
 	drivers := fencing.Registry{}
 	drivers.Add(ipmi.New())
-	devices := &guard.Devices{Reader: mgr.GetClient(), Secrets: secrets, Namespace: o.namespace, Drivers: drivers}
+	devices := &guard.Devices{Secrets: secrets, Namespace: o.namespace, Drivers: drivers}
 	self := fmt.Sprintf("%s/%d", o.name, time.Now().UnixNano()%1e9) // tells two lives of one replica apart
 
 	hosts := &hostincident.Reconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Events: mgr.GetEventRecorder("holdfast"),
@@ -212,7 +212,7 @@ func assemble(mgr ctrl.Manager, o options, config *rest.Config) error {
 	if err := hosts.SetupWithManager(mgr, toHosts); err != nil {
 		return err
 	}
-	apps := &guardedstatefulapp.Reconciler{Client: mgr.GetClient(), Clock: watch, Board: board, Devices: devices, Self: self}
+	apps := &guardedstatefulapp.Reconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Clock: watch, Board: board, Devices: devices, Self: self}
 	if err := apps.SetupWithManager(mgr, toApps); err != nil {
 		return err
 	}

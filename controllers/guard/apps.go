@@ -9,6 +9,8 @@ import (
 	"context"
 	"fmt"
 	"sort"
+	"strconv"
+	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -40,6 +42,30 @@ type App struct {
 	Claims map[string]bool
 	// Pods of the workload.
 	Pods []corev1.Pod
+	// Workload is nil when it is gone.
+	Workload *appsv1.StatefulSet
+}
+
+// Wants reports whether the app's workload still has a place of the name given: it is there, neither it nor the app is being deleted, and it has not
+// been scaled down below it.
+func (a App) Wants(pod string) bool {
+	w := a.Workload
+	if w == nil || w.DeletionTimestamp != nil || a.DeletionTimestamp != nil {
+		return false
+	}
+	ordinal, ok := strings.CutPrefix(pod, w.Name+"-")
+	n, err := strconv.Atoi(ordinal)
+	if !ok || err != nil {
+		return false
+	}
+	start, replicas := 0, 1
+	if w.Spec.Ordinals != nil {
+		start = int(w.Spec.Ordinals.Start)
+	}
+	if w.Spec.Replicas != nil {
+		replicas = int(*w.Spec.Replicas)
+	}
+	return n >= start && n < start+replicas
 }
 
 // Key is "namespace/name".
@@ -47,9 +73,11 @@ func (a App) Key() string { return a.Namespace + "/" + a.Name }
 
 // Apps returns every app that is or was accepted with its workload's pods, sorted by key. What was accepted once stays under guard until the app is let
 // go: a workload that was deleted or changed since may still have writers.
-func Apps(ctx context.Context, c client.Reader) ([]App, error) {
+//
+// What the apps ask for is read from specs, so that a brake which a human has just put on counts; their pods and workloads are read from c.
+func Apps(ctx context.Context, c, specs client.Reader) ([]App, error) {
 	var list v1alpha1.GuardedStatefulAppList
-	if err := c.List(ctx, &list); err != nil {
+	if err := specs.List(ctx, &list); err != nil {
 		return nil, fmt.Errorf("list guarded apps: %w", err)
 	}
 	var out []App
@@ -79,6 +107,9 @@ func Resolve(ctx context.Context, c client.Reader, g v1alpha1.GuardedStatefulApp
 		return app, fmt.Errorf("get StatefulSet %s/%s: %w", g.Namespace, g.Spec.WorkloadRef.Name, err)
 	}
 	gone := err != nil
+	if !gone {
+		app.Workload = &sts
+	}
 	var pods corev1.PodList
 	if err := c.List(ctx, &pods, client.InNamespace(g.Namespace)); err != nil {
 		return app, fmt.Errorf("list pods of %s: %w", app.Key(), err)

@@ -32,8 +32,6 @@ var (
 
 // Devices finds the fence devices of hosts. Only Secrets reads credentials, with an identity of its own.
 type Devices struct {
-	// Reader reads profiles.
-	Reader client.Reader
 	// Secrets reads Secrets in Namespace, as the fencer; nothing else holds that right.
 	Secrets   client.Reader
 	Namespace string
@@ -55,9 +53,9 @@ type Device struct {
 }
 
 // Profile returns the one profile that selects the node. ErrNoProfile and ErrConflicted are wrapped.
-func (d *Devices) Profile(ctx context.Context, node *corev1.Node) (*v1alpha1.FencingProfile, error) {
+func (d *Devices) Profile(ctx context.Context, from client.Reader, node *corev1.Node) (*v1alpha1.FencingProfile, error) {
 	var list v1alpha1.FencingProfileList
-	if err := d.Reader.List(ctx, &list); err != nil {
+	if err := from.List(ctx, &list); err != nil {
 		return nil, fmt.Errorf("list fencing profiles: %w", err)
 	}
 	var found *v1alpha1.FencingProfile

@@ -126,19 +126,19 @@ func asIPMI() fencing.Registry { return fencing.Registry{"ipmi": fake.NewWorld()
 func devices(t *testing.T, objects ...client.Object) *guard.Devices {
 	t.Helper()
 	c := holding(t, objects...)
-	return &guard.Devices{Reader: c, Secrets: c, Namespace: "holdfast-system", Drivers: asIPMI()}
+	return &guard.Devices{Secrets: c, Namespace: "holdfast-system", Drivers: asIPMI()}
 }
 
 func TestExactlyOneProfileFencesAHost(t *testing.T) {
 	one, two := profile("one", device("a")), profile("two", device("a"))
-	if p, err := devices(t, one).Profile(t.Context(), racked("a")); err != nil || p.Name != "one" {
+	if p, err := devices(t).Profile(t.Context(), holding(t, one), racked("a")); err != nil || p.Name != "one" {
 		t.Errorf("got %v, %v", p, err)
 	}
-	_, err := devices(t, one, two).Profile(t.Context(), racked("a"))
+	_, err := devices(t).Profile(t.Context(), holding(t, one, two), racked("a"))
 	if !errors.Is(err, guard.ErrConflicted) || !strings.Contains(err.Error(), "one and two") || !strings.Contains(err.Error(), "nodeSelector") {
 		t.Errorf("two profiles: %v", err)
 	}
-	if _, err := devices(t, one).Profile(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "elsewhere"}}); !errors.Is(err, guard.ErrNoProfile) {
+	if _, err := devices(t).Profile(t.Context(), holding(t, one), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "elsewhere"}}); !errors.Is(err, guard.ErrNoProfile) {
 		t.Errorf("no profile: %v", err)
 	}
 }
@@ -224,7 +224,8 @@ func TestAnAppThatWasAcceptedStaysUnderGuardWithoutItsWorkload(t *testing.T) {
 	refused.Name, refused.Finalizers = "never-accepted", nil
 	pod := claimed("data")
 	pod.Labels[v1alpha1.LabelApp] = "db"
-	apps, err := guard.Apps(t.Context(), holding(t, &guarded, &refused, pod))
+	c := holding(t, &guarded, &refused, pod)
+	apps, err := guard.Apps(t.Context(), c, c)
 	if err != nil || len(apps) != 1 || apps[0].Key() != "shop/db" || !apps[0].Claims["data"] || len(apps[0].Pods) != 1 {
 		t.Errorf("got %+v, %v", apps, err)
 	}
@@ -241,5 +242,38 @@ func TestAPodOfTheWorkloadIsGuardedAlsoBeforeItIsLabelled(t *testing.T) {
 	app, err := guard.Resolve(t.Context(), holding(t, set, pod, stranger), g)
 	if err != nil || len(app.Pods) != 1 || app.Pods[0].Name != "db-0" {
 		t.Errorf("got %+v, %v", app.Pods, err)
+	}
+}
+
+func TestAPlaceIsWantedWhileItsWorkloadHasIt(t *testing.T) {
+	three := int32(3)
+	sts := func(change func(*appsv1.StatefulSet)) *appsv1.StatefulSet {
+		s := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Name: "db"}, Spec: appsv1.StatefulSetSpec{Replicas: &three}}
+		if change != nil {
+			change(s)
+		}
+		return s
+	}
+	now := metav1.Now()
+	tests := []struct {
+		name  string
+		app   guard.App
+		pod   string
+		wants bool
+	}{
+		{"an ordinal it has", guard.App{Workload: sts(nil)}, "db-2", true},
+		{"one it was scaled down below", guard.App{Workload: sts(nil)}, "db-3", false},
+		{"one before its first", guard.App{Workload: sts(func(s *appsv1.StatefulSet) { s.Spec.Ordinals = &appsv1.StatefulSetOrdinals{Start: 5} })}, "db-4", false},
+		{"one after its first", guard.App{Workload: sts(func(s *appsv1.StatefulSet) { s.Spec.Ordinals = &appsv1.StatefulSetOrdinals{Start: 5} })}, "db-7", true},
+		{"a pod of somebody else", guard.App{Workload: sts(nil)}, "backup-1", false},
+		{"a workload that is gone", guard.App{}, "db-0", false},
+		{"a workload that is going", guard.App{Workload: sts(func(s *appsv1.StatefulSet) { s.DeletionTimestamp = &now })}, "db-0", false},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			if got := test.app.Wants(test.pod); got != test.wants {
+				t.Errorf("wants %s: %v", test.pod, got)
+			}
+		})
 	}
 }

@@ -4,9 +4,11 @@
 package guardedstatefulapp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -58,17 +60,8 @@ func (r *Reconciler) letGo(ctx context.Context, s *sighting) error {
 		s.gone = true
 		return nil
 	}
-	for i := range s.guarded.Pods {
-		if s.guarded.Pods[i].Labels[v1alpha1.LabelHold] != "" {
-			return nil // the hold stands; status says so
-		}
-	}
-	for _, h := range s.incidents {
-		for _, p := range h.Status.Pods {
-			if p.Namespace == s.app.Namespace && p.App == s.app.Name {
-				return nil // its host is being dealt with: the guard ends with the incident
-			}
-		}
+	if concerned, err := r.concerned(ctx, s); concerned || err != nil {
+		return err // the hold stands, or its host is being dealt with: the guard ends with the incident
 	}
 	if err := r.nameClaims(ctx, s, false); err != nil {
 		return err
@@ -77,7 +70,7 @@ func (r *Reconciler) letGo(ctx context.Context, s *sighting) error {
 		p := &s.guarded.Pods[i]
 		base := p.DeepCopy()
 		delete(p.Labels, v1alpha1.LabelApp)
-		if err := r.Client.Patch(ctx, p, client.MergeFrom(base)); client.IgnoreNotFound(err) != nil {
+		if err := r.Client.Patch(ctx, p, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
 			return err
 		}
 	}
@@ -86,6 +79,41 @@ func (r *Reconciler) letGo(ctx context.Context, s *sighting) error {
 	controllerutil.RemoveFinalizer(&s.app, v1alpha1.FinalizerApp)
 	s.gone = true
 	return errors.Join(client.IgnoreNotFound(r.Client.Patch(ctx, &s.app, client.MergeFrom(base))), r.markNodes(ctx))
+}
+
+// concerned reports whether a pod of the app is held or on the host of an open incident, by live reads: a cache may not show yet what has just
+// been armed.
+func (r *Reconciler) concerned(ctx context.Context, s *sighting) (bool, error) {
+	var pods corev1.PodList
+	if err := r.Live.List(ctx, &pods, client.InNamespace(s.app.Namespace), client.MatchingLabels{v1alpha1.LabelApp: s.app.Name}); err != nil {
+		return false, err
+	}
+	var incidents v1alpha1.HostIncidentList
+	if err := r.Live.List(ctx, &incidents); err != nil {
+		return false, err
+	}
+	on := map[string]bool{}
+	for _, p := range pods.Items {
+		if p.Labels[v1alpha1.LabelHold] != "" {
+			return true, nil
+		}
+		on[p.Spec.NodeName] = true
+	}
+	for i := range incidents.Items {
+		h := &incidents.Items[i]
+		if h.Status.Step == v1alpha1.StepClosed || h.Status.Step == v1alpha1.StepRetired {
+			continue
+		}
+		if on[h.Spec.NodeName] {
+			return true, nil
+		}
+		for _, p := range h.Status.Pods {
+			if p.Namespace == s.app.Namespace && p.App == s.app.Name && p.ReleasedAt == nil {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
 }
 
 // nameClaims keeps the app's entries in the namespace's list of guarded claims, by which new pods get their label although every Holdfast process
@@ -111,6 +139,9 @@ func (r *Reconciler) nameClaims(ctx context.Context, s *sighting, guarded bool) 
 			}
 		}
 	}
+	// In one order, whoever writes: two apps that put themselves last would rewrite the Namespace for ever.
+	slices.SortFunc(claims, func(a, b admission.Claim) int { return cmp.Or(cmp.Compare(a.App, b.App), cmp.Compare(a.Name, b.Name)) })
+	claims = slices.Compact(claims)
 	want := admission.FormatClaims(claims)
 	if want == ns.Annotations[v1alpha1.AnnotationClaims] {
 		return nil

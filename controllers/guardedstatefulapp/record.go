@@ -247,7 +247,7 @@ func (r *Reconciler) unready(ctx context.Context, name string) (reason, words st
 	if err := r.Client.Get(ctx, types.NamespacedName{Name: name}, &node); err != nil {
 		return v1alpha1.ReasonNodeMissing, err.Error()
 	}
-	profile, err := r.Devices.Profile(ctx, &node)
+	profile, err := r.Devices.Profile(ctx, r.Client, &node)
 	switch {
 	case errors.Is(err, guard.ErrConflicted):
 		return v1alpha1.ReasonProfileConflicted, err.Error()

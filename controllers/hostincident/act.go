@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -45,7 +46,13 @@ func (r *Reconciler) act(ctx context.Context, w *world, found verdict.Found, tod
 		if s.Kind.Irreversible() {
 			break // it comes last
 		}
-		if err := r.reversible(ctx, w, found, s); err != nil {
+		err := r.reversible(ctx, w, found, s)
+		switch {
+		case err == nil:
+		case s.Kind == plan.KeepServing || s.Kind == plan.StopServing:
+			// Traffic is tried again with the next look; it must not keep the hold from being armed.
+			logf.FromContext(ctx).Error(err, "Traffic was not changed", "step", s.Kind.String(), "pod", s.Target)
+		default:
 			return fmt.Errorf("%s %s: %w", s.Kind, s.Target, err)
 		}
 	}
@@ -174,7 +181,7 @@ func incidentName(h evidence.Host, episode int32) string {
 	sum := sha256.Sum256([]byte(h.Node + "\n" + h.BootID))
 	node := h.Node
 	if len(node) > 40 {
-		node = node[:40]
+		node = strings.TrimRight(node[:40], ".-") // what is put behind it begins with a dash
 	}
 	return fmt.Sprintf("%s-%s-%d", node, hex.EncodeToString(sum[:4]), episode)
 }
@@ -241,7 +248,10 @@ func (r *Reconciler) sweep(ctx context.Context, w *world) error {
 	for namespace := range namespaces {
 		var ns corev1.Namespace
 		if err := r.Client.Get(ctx, types.NamespacedName{Name: namespace}, &ns); err != nil {
-			return client.IgnoreNotFound(err)
+			if apierrors.IsNotFound(err) {
+				continue
+			}
+			return err
 		}
 		for _, h := range admission.ParseHeld(ns.Annotations[v1alpha1.AnnotationHeld]) {
 			if h.Incident != w.incident.Name {

@@ -72,7 +72,7 @@ func (r *Reconciler) gatherBut(ctx context.Context, host string, how depth, atte
 	r.gatherIncident(ctx, w, from)
 	r.gatherNode(ctx, w, from, how)
 	r.gatherLease(ctx, w, from, how)
-	apps := r.gatherApps(ctx, w)
+	apps := r.gatherApps(ctx, w, from)
 	r.gatherWriters(ctx, w, from, apps)
 	r.gatherAttachments(ctx, w, from)
 	r.gatherPolicy(ctx, w, from)
@@ -197,8 +197,8 @@ func (r *Reconciler) gatherLease(ctx context.Context, w *world, from client.Read
 }
 
 // gatherApps returns all guarded apps.
-func (r *Reconciler) gatherApps(ctx context.Context, w *world) []guard.App {
-	apps, err := guard.Apps(ctx, r.Client)
+func (r *Reconciler) gatherApps(ctx context.Context, w *world, from client.Reader) []guard.App {
+	apps, err := guard.Apps(ctx, r.Client, from)
 	if err != nil {
 		logf.FromContext(ctx).Error(err, "guarded apps cannot be listed")
 		w.seen.Listed = false
@@ -344,7 +344,9 @@ func (r *Reconciler) gatherAttachments(ctx context.Context, w *world, from clien
 		return
 	}
 	for _, a := range list.Items {
-		if a.Spec.NodeName == w.seen.Host.Node && a.Spec.Source.PersistentVolumeName != nil && volumes[*a.Spec.Source.PersistentVolumeName] {
+		// By its label too: when a pod is gone, nothing names its claim any more, but its volume may still be attached.
+		if a.Spec.NodeName == w.seen.Host.Node && a.Spec.Source.PersistentVolumeName != nil &&
+			(volumes[*a.Spec.Source.PersistentVolumeName] || a.Labels[v1alpha1.LabelGuardedVolume] != "") {
 			w.seen.Attachments = append(w.seen.Attachments, evidence.Attachment{Name: a.Name, Volume: *a.Spec.Source.PersistentVolumeName, Attached: a.Status.Attached})
 		}
 	}
@@ -353,9 +355,13 @@ func (r *Reconciler) gatherAttachments(ctx context.Context, w *world, from clien
 // gatherPolicy reads what apps, profile and cluster ask for, the budget, and the journal.
 func (r *Reconciler) gatherPolicy(ctx context.Context, w *world, from client.Reader) {
 	var config v1alpha1.GuardConfig
-	_ = r.Client.Get(ctx, types.NamespacedName{Name: v1alpha1.GuardConfigName}, &config) // absent: defaults
+	if _, err := r.read(ctx, func(c context.Context) error {
+		return from.Get(c, types.NamespacedName{Name: v1alpha1.GuardConfigName}, &config)
+	}); client.IgnoreNotFound(err) != nil {
+		w.seen.Listed = false // absent means defaults; unread means that nobody knows the brakes
+	}
 	if w.node != nil {
-		if p, err := r.Devices.Profile(ctx, w.node); err == nil {
+		if p, err := r.Devices.Profile(ctx, from, w.node); err == nil {
 			w.profile = p
 		}
 	}
@@ -411,9 +417,24 @@ func (r *Reconciler) gatherJournal(w *world) evidence.Journal {
 		if p.ReleasedAt != nil {
 			j.Released++
 		}
-		j.Apps = append(j.Apps, p.Namespace+"/"+p.App+"/"+p.Name)
+		if w.wants(p) {
+			j.Apps = append(j.Apps, p.Namespace+"/"+p.App+"/"+p.Name)
+		}
 	}
 	return j
+}
+
+// wants reports whether anybody still waits for a successor in the pod's place. Where the apps could not be listed, somebody does.
+func (w *world) wants(p v1alpha1.IncidentPod) bool {
+	if !w.seen.Listed {
+		return true
+	}
+	for _, app := range w.apps {
+		if app.Key() == p.Namespace+"/"+p.App {
+			return app.Wants(p.Name)
+		}
+	}
+	return false
 }
 
 // settle is how long an accepted Off may take by the profile.
@@ -434,14 +455,32 @@ func (r *Reconciler) gatherCluster(ctx context.Context, w *world) {
 	c := evidence.Cluster{APISilent: r.API.SilentFor(), Observing: r.Clock.Instant().Sub(evidence.Instant(r.began.Load()))}
 	var nodes corev1.NodeList
 	if err := r.Client.List(ctx, &nodes); err == nil {
+		proven := r.provenLost(ctx)
 		names := make([]string, 0, len(nodes.Items))
 		for _, n := range nodes.Items {
-			names = append(names, n.Name)
+			if !proven[n.Name] || n.Name == w.seen.Host.Node {
+				names = append(names, n.Name)
+			}
 		}
 		c.Hosts = len(names)
 		c.StaleHosts, c.HasOther, c.OtherNotBefore = r.Leases.Late(names, w.policy.Late, w.seen.Host.Node, r.OwnHost)
 	}
 	w.seen.Cluster = c
+}
+
+// provenLost returns the hosts that are known to be off: that their leases are late says nothing about the observer's eyes.
+func (r *Reconciler) provenLost(ctx context.Context) map[string]bool {
+	out := map[string]bool{}
+	var list v1alpha1.HostIncidentList
+	if err := r.Client.List(ctx, &list); err != nil {
+		return out // they count as late, which is the careful mistake
+	}
+	for i := range list.Items {
+		if h := &list.Items[i]; h.Status.Proof != nil && !over(h) {
+			out[h.Spec.NodeName] = true
+		}
+	}
+	return out
 }
 
 // gatherPower reads every device of the host, at once.

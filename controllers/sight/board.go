@@ -103,6 +103,9 @@ func (b *Board) Set(app string, targets []Target) {
 			old.stop()
 		}
 		p := &podBoard{target: t, since: b.clock.Instant(), tally: map[string]*tally{}, kernelNow: map[string]bool{}}
+		if ok && old.target.IP == t.IP { // what was heard from there stays heard, whatever is asked from now on
+			p.hasAnswer, p.lastAnswer, p.hasKernel, p.lastKernel = old.hasAnswer, old.lastAnswer, old.hasKernel, old.lastKernel
+		}
 		b.pods[t.UID] = p
 		b.run(p)
 	}
@@ -158,11 +161,11 @@ func (b *Board) once(ctx context.Context, p *podBoard, probe v1alpha1.Probe) {
 	b.mu.Lock()
 	before := serving(p, b.clock.Instant())
 	p.tally[probe.Name].count(err == nil, probe)
-	p.kernelNow[probe.Name] = errors.Is(err, errRefused)
+	p.kernelNow[probe.Name] = errors.Is(err, errAlive)
 	if err == nil && sent >= p.lastAnswer {
 		p.hasAnswer, p.lastAnswer = true, sent
 	}
-	if errors.Is(err, errRefused) && sent >= p.lastKernel {
+	if errors.Is(err, errAlive) && sent >= p.lastKernel {
 		p.hasKernel, p.lastKernel = true, sent
 	}
 	after := serving(p, b.clock.Instant())

@@ -81,18 +81,19 @@ func TestProbes(t *testing.T) {
 		name            string
 		probe           v1alpha1.Probe
 		dial            Dial
-		answers, kernel bool
+		answers, kernel bool // kernel: the machine lives, whatever the application says
 	}{
 		{"TCP accepts", tcp(portNumber(listen(t))), dial, true, false},
 		{"TCP refuses", tcp(closed(t)), dial, false, true},
 		{"TCP silent", tcp(1), silence, false, false},
 		{"HTTP 200", web(status(200), ""), dial, true, false},
 		{"HTTP 302 is not followed", web(status(302), ""), dial, true, false},
-		{"HTTP 503", web(status(503), ""), dial, false, false},
+		{"HTTP 503", web(status(503), ""), dial, false, true},
 		{"HTTP refuses", web(closed(t), ""), dial, false, true},
 		{"HTTPS, certificate not judged", web(portNumber(secure.Listener), "HTTPS"), dial, true, false},
 		{"gRPC serves", rpc(serving, "well"), dial, true, false},
-		{"gRPC serves not", rpc(serving, "ill"), dial, false, false},
+		{"gRPC serves not", rpc(serving, "ill"), dial, false, true},
+		{"gRPC knows no such service", rpc(serving, "none"), dial, false, true},
 		{"gRPC refuses", rpc(closed(t), ""), dial, false, true},
 		{"gRPC silent", rpc(1, ""), silence, false, false},
 	}
@@ -101,8 +102,8 @@ func TestProbes(t *testing.T) {
 			ctx, done := context.WithTimeout(t.Context(), 10*time.Second)
 			defer done()
 			err := ask(ctx, test.dial, test.probe, portOf(test.probe, Target{IP: "127.0.0.1"}))
-			if (err == nil) != test.answers || errors.Is(err, errRefused) != test.kernel {
-				t.Errorf("answers %v, kernel %v; want %v, %v (%v)", err == nil, errors.Is(err, errRefused), test.answers, test.kernel, err)
+			if (err == nil) != test.answers || errors.Is(err, errAlive) != test.kernel {
+				t.Errorf("answers %v, kernel %v; want %v, %v (%v)", err == nil, errors.Is(err, errAlive), test.answers, test.kernel, err)
 			}
 		})
 	}

@@ -50,6 +50,15 @@ func (m *motion) observe(value string, at evidence.Instant, live bool) {
 	}
 }
 
+// stale reports whether an answer tells less than is known: an older value from a cache that lags, or a live answer that was asked for before
+// one that has come already.
+func (m *motion) stale(value string, at evidence.Instant, live bool) bool {
+	if live {
+		return m.hasSeen && at < m.seen
+	}
+	return value < m.value
+}
+
 // NewLeases returns an empty memory.
 func NewLeases(c *Clock) *Leases {
 	return &Leases{clock: c, lease: map[string]*motion{}, status: map[string]*motion{}, duration: map[string]time.Duration{}}
@@ -67,7 +76,7 @@ func (l *Leases) SeeLease(lease *coordinationv1.Lease, asked evidence.Instant, l
 	defer l.mu.Unlock()
 	m := entry(l.lease, lease.Name)
 	value := lease.Spec.RenewTime.UTC().Format(renewFormat)
-	if !live && value < m.value {
+	if m.stale(value, asked, live) {
 		return
 	}
 	m.observe(value, asked, live)
@@ -88,10 +97,15 @@ func (l *Leases) SeeNode(node *corev1.Node, asked evidence.Instant, live bool) {
 		value := node.Status.NodeInfo.BootID + "|" + c.LastHeartbeatTime.UTC().Format(time.RFC3339)
 		m := entry(l.status, node.Name)
 		if m.value != "" && !strings.HasPrefix(m.value, node.Status.NodeInfo.BootID+"|") {
+			if !live && m.hasSeen {
+				continue // the boot that was read live stands until a live read shows another
+			}
 			delete(l.status, node.Name)
 			m = entry(l.status, node.Name)
 		}
-		m.observe(value, asked, live)
+		if !m.stale(value, asked, live) {
+			m.observe(value, asked, live)
+		}
 	}
 }
 

@@ -205,3 +205,42 @@ func TestTheAPIIsSilentFromItsLastAnswer(t *testing.T) {
 		t.Errorf("silent for %s after an answer", got)
 	}
 }
+
+// posted is the status of host "a" in boot b1, posted so long after the kubelet's own idea of midnight.
+func posted(after time.Duration) *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}}
+	n.Status.NodeInfo.BootID = "b1"
+	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue,
+		LastHeartbeatTime: metav1.NewTime(time.Date(1999, 12, 31, 0, 0, 0, 0, time.UTC).Add(after))}}
+	return n
+}
+
+func TestACacheThatLagsIsNoSignOfLife(t *testing.T) {
+	source, clock := stepped()
+	leases := NewLeases(clock)
+	leases.SeeNode(posted(0), clock.Instant(), true)
+	source.Step(time.Second)
+	leases.SeeNode(posted(time.Minute), clock.Instant(), true) // the last that it ever posts
+	for range 3 {
+		source.Step(time.Second)
+		leases.SeeNode(posted(0), clock.Instant(), false)
+		leases.SeeNode(posted(time.Minute), clock.Instant(), true)
+	}
+	if spoke, notBefore := leases.Spoke("a"); !spoke || notBefore != at(0) {
+		t.Errorf("spoke %v not before %v: a cache that shows the old status again and again was taken for new ones", spoke, notBefore)
+	}
+}
+
+func TestALiveAnswerThatComesLateTellsNothingNew(t *testing.T) {
+	source, clock := stepped()
+	leases := NewLeases(clock)
+	asked := clock.Instant()
+	source.Step(time.Second)
+	leases.SeeLease(renewed(time.Minute), clock.Instant(), true)
+	leases.SeeLease(renewed(0), asked, true) // asked before, answered after
+	source.Step(time.Second)
+	leases.SeeLease(renewed(time.Minute), clock.Instant(), true)
+	if got := leases.Lease("a", true, false); got.Moved {
+		t.Errorf("a lease that stood still has moved: %+v", got)
+	}
+}

@@ -18,21 +18,24 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/engine/evidence"
 )
 
-// errRefused: the kernel at the other end refused; the machine lives.
-var errRefused = errors.New("refused")
+// errAlive: somebody at the other end answered, if only to refuse or to say that all is not well. It is no answer of a serving application, but it is
+// a sign of life: a database that answers 503 because it lost its peers is not a dead host.
+var errAlive = errors.New("answered")
 
 // Dial opens a connection, as net.Dialer does.
 type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-// ask puts one probe to one address. nil means that the application answered and is well; errRefused is wrapped when a kernel answered for it.
+// ask puts one probe to one address. nil means that the application answered and is well; errAlive is wrapped when anything else came back.
 func ask(ctx context.Context, dial Dial, p v1alpha1.Probe, addr string) error {
 	switch {
 	case p.HTTPGet != nil:
@@ -69,10 +72,14 @@ func portOf(p v1alpha1.Probe, t Target) string {
 }
 
 func kernel(err error) error {
-	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) {
-		return fmt.Errorf("%w: %w", errRefused, err)
+	var alert tls.AlertError
+	var record tls.RecordHeaderError
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.As(err, &alert), errors.As(err, &record):
+		return fmt.Errorf("%w: %w", errAlive, err)
+	default:
+		return err
 	}
-	return err
 }
 
 func askHTTP(ctx context.Context, dial Dial, p *v1alpha1.HTTPProbe, addr string) error {
@@ -103,7 +110,7 @@ func askHTTP(ctx context.Context, dial Dial, p *v1alpha1.HTTPProbe, addr string)
 	defer resp.Body.Close()
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<16))
 	if resp.StatusCode < 200 || resp.StatusCode >= 400 {
-		return fmt.Errorf("status %d", resp.StatusCode)
+		return fmt.Errorf("%w: status %d", errAlive, resp.StatusCode)
 	}
 	return nil
 }
@@ -127,12 +134,17 @@ func askGRPC(ctx context.Context, dial Dial, p *v1alpha1.GRPCProbe, addr string)
 	defer conn.Close()
 	answer, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{Service: p.Service})
 	if err != nil {
-		mu.Lock()
-		defer mu.Unlock()
-		return errors.Join(err, refused)
+		switch status.Code(err) {
+		case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled: // gRPC's own words for silence, or for a dial that failed
+			mu.Lock()
+			defer mu.Unlock()
+			return errors.Join(err, refused)
+		default:
+			return fmt.Errorf("%w: %w", errAlive, err)
+		}
 	}
 	if answer.Status != healthpb.HealthCheckResponse_SERVING {
-		return fmt.Errorf("gRPC health %s", answer.Status)
+		return fmt.Errorf("%w: gRPC health %s", errAlive, answer.Status)
 	}
 	return nil
 }

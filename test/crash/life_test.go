@@ -51,7 +51,7 @@ func (w *world) boot() *life {
 	clock := sight.NewClock(w.clock)
 	board := sight.NewBoard(clock, func(string) {})
 	board.Dial = w.dial
-	devices := &guard.Devices{Reader: api, Secrets: api, Namespace: w.name, Drivers: fencing.Registry{"ipmi": device{Driver: w.bmcs.Driver(), life: l}}}
+	devices := &guard.Devices{Secrets: api, Namespace: w.name, Drivers: fencing.Registry{"ipmi": device{Driver: w.bmcs.Driver(), life: l}}}
 	l.hosts = &hostincident.Reconciler{Client: api, Live: api, Events: l, Clock: clock, Leases: sight.NewLeases(clock), Powers: sight.NewPowers(clock),
 		Sleepers: sight.NewSleepers(clock, func(string) {}),
 		Board:    board, API: sight.NewAPI(clock), Devices: devices, Self: l.self, CallDeadline: callDeadline}
