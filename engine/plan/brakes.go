@@ -88,7 +88,7 @@ var fencing = []brake{
 var isolating = []brake{
 	{name: "OffNotSettled", when: func(m *maker) (string, bool) {
 		return m.method.Method + " was commanded off and has only just begun to read Off", m.pending(m.method)
-	}},
+	}, tell: func(m *maker) { m.out.Next = nextSuspect }},
 	{name: "ModeShadow", when: func(m *maker) (string, bool) { return "an app on the host is in mode Shadow", m.policy.Shadow }},
 	{name: "ApprovalManual", when: func(m *maker) (string, bool) {
 		return "onHostLoss.approval is Manual, and nobody has approved", m.policy.ManualApproval && m.changesState() && !m.seen.Journal.Approved && !m.found.Refuted

@@ -410,9 +410,9 @@ func (m *maker) fence(because string) {
 	m.do(step)
 }
 
-// changesState is true when the Off command would switch a machine off that is not off.
+// changesState is true when the Off command may switch a machine off: when it does not read Off, or is not believed.
 func (m *maker) changesState() bool {
-	return m.method.Method != "" && m.method.State != evidence.PowerOff
+	return m.method.Method != "" && !slices.Contains(m.found.ReadsOff, m.method.Method)
 }
 
 // commandedAndOff: this incident gave an Off command, its device took it, and a trusted reading shows Off now.
@@ -447,7 +447,7 @@ func (m *maker) choose() (evidence.Power, bool) {
 	}
 	m.out.Next = nextHeld
 	if len(m.seen.Power) == 0 {
-		m.out.Blocked = "no FencingProfile covers this host: power it off by hand and release it with an attestation, or add a profile"
+		m.out.Blocked = "no FencingProfile can be used for this host: add one that selects it, or narrow those that overlap"
 		return evidence.Power{}, false
 	}
 	m.out.Blocked = "no fencing method can be used (" + why + "): repair the device, or power the host off by hand"
@@ -489,9 +489,9 @@ func (m *maker) unusable(p evidence.Power) string {
 	}
 }
 
-// pending is true while a device that was commanded off has only just begun to read Off.
+// pending is true while a device that was commanded off has only just begun to read Off, and is all that is wanted otherwise.
 func (m *maker) pending(p evidence.Power) bool {
-	return m.power(p.Method) == evidence.PowerOff && m.commanded(p.Method) && !m.seen.Journal.Distrusts(p.Method) &&
+	return m.short(p) == "" && m.power(p.Method) == evidence.PowerOff && m.commanded(p.Method) && !m.seen.Journal.Distrusts(p.Method) &&
 		!slices.Contains(m.found.Contradicted, p.Method) && p.At.Sub(p.OffSince) < settling
 }
 

@@ -40,8 +40,85 @@ func span(t *rapid.T, name string) time.Duration {
 
 func oneIn(t *rapid.T, n int, name string) bool { return rapid.IntRange(1, n).Draw(t, name) == 1 }
 
-// anySituation draws snapshots that a gatherer could make: readings agree with their own history, and nothing else has to agree with anything.
+// anySituation draws snapshots that a gatherer could make: readings agree with their own history, and nothing else has to agree with anything. Most are
+// near one of two in which something irreversible is done, with only a few parts drawn anew: there it matters.
 func anySituation(t *rapid.T) situation {
+	s := drawn(t)
+	switch rapid.IntRange(0, 2).Draw(t, "near") {
+	case 1:
+		return near(t, s, fencible())
+	case 2:
+		return near(t, s, releasable())
+	}
+	return s
+}
+
+// near takes each part from the base, or, one time in eight, from the situation drawn.
+func near(t *rapid.T, s, base situation) situation {
+	take := func(name string) bool { return oneIn(t, 8, "take "+name) }
+	parts := []struct {
+		name string
+		put  func()
+	}{
+		{"policy", func() { base.policy = s.policy }}, {"budget", func() { base.budget = s.budget }},
+		{"node", func() { base.seen.Node = s.seen.Node }}, {"lease", func() { base.seen.Lease = s.seen.Lease }},
+		{"port", func() { base.seen.Port = s.seen.Port }}, {"apps", func() { base.seen.Apps = s.seen.Apps }},
+		{"power", func() { base.seen.Power = s.seen.Power }}, {"journal", func() { base.seen.Journal = s.seen.Journal }},
+		{"writers", func() { base.seen.Writers = s.seen.Writers }}, {"cluster", func() { base.seen.Cluster = s.seen.Cluster }},
+		{"lists", func() { base.seen.Listed = s.seen.Listed }}, {"distrust", func() { base.seen.Journal.Distrusted = s.seen.Journal.Distrusted }},
+		{"taint", func() { base.seen.Node.Fenced = s.seen.Node.Fenced }}, {"boot", func() { base.seen.Node.BootID = s.seen.Node.BootID }},
+		{"node at", func() { base.seen.Node.At = s.seen.Node.At }}, {"second device", func() { base.seen.Power = append(base.seen.Power, s.seen.Power...) }},
+		{"coverage", func() { base.seen.Power[0].CoversHost = false }}, {"manual", func() { base.policy.ManualApproval = true }},
+		{"paused", func() { base.policy.Paused = true }}, {"shadow", func() { base.policy.Shadow = true }},
+	}
+	for _, p := range parts {
+		if take(p.name) && (p.name != "coverage" || len(base.seen.Power) > 0) {
+			p.put()
+		}
+	}
+	if len(base.seen.Power) > 2 {
+		base.seen.Power = base.seen.Power[:2]
+	}
+	for i := range base.seen.Power { // all devices are read at once
+		p := &base.seen.Power[i]
+		later := base.seen.Power[0].At - p.At
+		p.Method, p.At, p.OffSince, p.LastOff, p.LastOn = fmt.Sprintf("m%d", i), p.At+later, p.OffSince+later, p.LastOff+later, p.LastOn+later
+	}
+	if !base.seen.Journal.Open() {
+		base.seen.Node.UID, base.seen.Node.SystemUUID, base.seen.Node.BootID = "u1", "m1", "b1"
+	}
+	return base
+}
+
+// fencible is a host that has been silent for a minute beside others that were heard, with its power On.
+func fencible() situation {
+	s := situation{budget: plan.Budget{Max: 2}, policy: verdict.Policy{ConfirmAfter: 15 * time.Second, MinimumProof: evidence.StrengthPowerOff, BlindPercent: 50,
+		BlindAPISilent: 5 * time.Second, KeepTraffic: true}}
+	s.seen = evidence.Snapshot{At: now, Listed: true, Host: evidence.Host{Node: "n", NodeUID: "u1", BootID: "b1", SystemUUID: "m1"},
+		Node:    evidence.Node{Read: true, At: now, UID: "u1", BootID: "b1", SystemUUID: "m1", Ready: evidence.ReadyUnknown},
+		Lease:   evidence.Lease{Read: true, At: now, Duration: 40 * time.Second, Age: time.Minute, Moved: true, NotBefore: ago(61 * time.Second)},
+		Port:    evidence.Port{Answer: evidence.AnswerNone, Asked: now},
+		Apps:    []evidence.App{{App: "ns/app", Pod: "p0", PodUID: "w0", Exclusive: true, Serving: evidence.ServingNo, HasAnswer: true, LastAnswer: ago(time.Minute), FailingFor: time.Minute}},
+		Writers: []evidence.Writer{{App: "ns/app", Namespace: "ns", Name: "p0", UID: "w0", Held: true, Volumes: []evidence.Volume{{Claim: "c", Driver: "d2"}}}},
+		Power: []evidence.Power{{Method: "m0", Level: 1, Strength: evidence.StrengthPowerOff, CoversHost: true, CoversDrivers: []string{"d1"}, State: evidence.PowerOn,
+			Said: evidence.PowerOn, Identity: evidence.IdentityMatches, At: now, HasOn: true, LastOn: now}},
+		Cluster: evidence.Cluster{Hosts: 10, StaleHosts: 1, Observing: time.Hour, HasOther: true, OtherNotBefore: ago(time.Second)},
+		Journal: evidence.Journal{Name: "i", Step: evidence.StepSuspected, Apps: []string{"ns/app"}}}
+	return s
+}
+
+// releasable is the same host after its device was commanded, the Node tainted, and Off read again.
+func releasable() situation {
+	s := fencible()
+	p := &s.seen.Power[0]
+	p.State, p.Said, p.HasOff, p.LastOff, p.OffSince, p.LastOn = evidence.PowerOff, evidence.PowerOff, true, now, ago(20*time.Second), ago(30*time.Second)
+	s.seen.Node.Fenced = true
+	s.seen.Journal.Step = evidence.StepFencing
+	s.seen.Journal.Attempts = []evidence.Attempt{{ID: "a0", Method: "m0", State: evidence.AttemptSettled, Own: true, CallOver: true}}
+	return s
+}
+
+func drawn(t *rapid.T) situation {
 	s := situation{policy: anyPolicy(t), budget: plan.Budget{Used: rapid.IntRange(0, 2).Draw(t, "used"), Max: 2}}
 	s.seen = evidence.Snapshot{At: now, Listed: !oneIn(t, 8, "unlisted"), Host: evidence.Host{Node: "n", NodeUID: "u1", BootID: "b1", SystemUUID: "m1"}}
 	s.seen.Node, s.seen.Lease, s.seen.Port = anyNode(t), anyLease(t), anyPort(t)
@@ -199,7 +276,14 @@ func proven(s situation, p evidence.Power) bool {
 	return n.Read && !n.Missing && s.seen.Listed && s.seen.Lease.Read && j.Open() &&
 		n.BootID == "b1" && n.UID == "u1" && n.SystemUUID == "m1" && n.Fenced &&
 		p.State == evidence.PowerOff && p.Identity == evidence.IdentityMatches && p.At >= n.At &&
-		commanded && covered && !slices.Contains(j.Distrusted, p.Method) && quietSince(s.seen, p.OffSince+evidence.Instant(time.Second))
+		commanded && covered && !slices.Contains(j.Distrusted, p.Method) && quietSince(s.seen, p.OffSince+evidence.Instant(time.Second)) &&
+		quietSince(s.seen, p.At-evidence.Instant(3*time.Second)) && !otherReadsOn(s.seen, p)
+}
+
+func otherReadsOn(s evidence.Snapshot, p evidence.Power) bool {
+	return slices.ContainsFunc(s.Power, func(o evidence.Power) bool {
+		return o.Method != p.Method && o.State == evidence.PowerOn && o.Identity == evidence.IdentityMatches && !slices.Contains(s.Journal.Distrusted, o.Method)
+	})
 }
 
 // quietSince reports whether no plane has shown life from the instant on.
@@ -313,7 +397,7 @@ func TestI5BudgetAndModes(t *testing.T) {
 				continue
 			}
 			i := slices.IndexFunc(s.seen.Power, func(pw evidence.Power) bool { return pw.Method == step.Target })
-			changes := s.seen.Power[i].State != evidence.PowerOff
+			changes := s.seen.Power[i].State != evidence.PowerOff || otherReadsOn(s.seen, s.seen.Power[i])
 			if changes && !s.budget.Left() {
 				t.Fatalf("beyond the budget")
 			}
@@ -335,11 +419,24 @@ func TestUnreadIsNeverNegative(t *testing.T) {
 			t.Fatalf("%s by %s becomes Lost by %s", found.Class, found.Rule(), foundLess.Rule())
 		}
 		for _, k := range irreversible(pLess) {
+			if k == plan.Isolate && (len(irreversible(p)) > 0 || wantsFence(found, p)) {
+				continue // another method takes over from the one that cannot be read now
+			}
 			if !slices.Contains(irreversible(p), k) {
 				t.Fatalf("%s is added: %s by %s %v becomes %s by %s %v", k, found.Class, found.Rule(), p, foundLess.Class, foundLess.Rule(), pLess)
 			}
 		}
 	})
+}
+
+// wantsFence is true of a plan that fences, and waits for nothing but its method.
+func wantsFence(found verdict.Found, p plan.Plan) bool {
+	for _, r := range p.Refusals {
+		if r.What == "Fence" && r.By != "OffNotSettled" {
+			return false
+		}
+	}
+	return found.Class == verdict.Silent || found.Refuted
 }
 
 func lessRead(t *rapid.T, s evidence.Snapshot) evidence.Snapshot {
@@ -399,6 +496,23 @@ func TestI8ReturnGate(t *testing.T) {
 	})
 }
 
+// TestI6SilenceNeedsContrast: a host whose power no device reads Off is commanded off only after silence for confirmAfter, with the lease late, and with
+// another host heard well after its last life; or because the apps ask for it, or the host was declared lost and speaks.
+func TestI6SilenceNeedsContrast(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		found, p := s.decide()
+		off := slices.ContainsFunc(s.seen.Power, func(pw evidence.Power) bool { return pw.HasOff || pw.State == evidence.PowerOff })
+		if !has(p, plan.Isolate) || off || found.Refuted || found.Class == verdict.Hung || found.Class == verdict.KubeletDown {
+			return
+		}
+		quiet := quietSince(s.seen, ago(s.policy.ConfirmAfter)+1)
+		contrast := s.seen.Cluster.HasOther && quietSince(s.seen, s.seen.Cluster.OtherNotBefore-evidence.Instant(12500*time.Millisecond)+1)
+		if !quiet || !contrast || (!s.seen.Lease.Missing && s.seen.Lease.Age <= 15*time.Second) {
+			t.Fatalf("fenced by silence: quiet %v, contrast %v, lease %s", quiet, contrast, s.seen.Lease.Age)
+		}
+	})
+}
+
 // TestI9OneIrreversibleStepAndLast, and every plan says when to look again.
 func TestI9OneIrreversibleStepAndLast(t *testing.T) {
 	check(t, func(t *rapid.T, s situation) {
@@ -421,6 +535,14 @@ func TestFreshObserverWaits(t *testing.T) {
 		s.seen.Cluster.Observing, s.seen.Cluster.HasOther = young, false
 		s.seen.Lease.Age, s.seen.Lease.Moved, s.seen.Lease.Missing, s.seen.Node.Spoke = young, false, false, false
 		s.seen.Port.HasAnswer = false
+		s.seen.Power = slices.Clone(s.seen.Power)
+		for i := range s.seen.Power {
+			p := &s.seen.Power[i]
+			p.HasOn, p.HasOff, p.Said = p.HasOn && p.State == evidence.PowerOn, p.HasOff && p.State == evidence.PowerOff, evidence.PowerUnread
+			if p.Identity == evidence.IdentityMatches {
+				p.Said = p.State
+			}
+		}
 		for i := range s.seen.Apps {
 			s.seen.Apps[i].HasAnswer, s.seen.Apps[i].HasKernel, s.seen.Apps[i].FailingFor = false, false, min(young, s.seen.Apps[i].FailingFor)
 		}

@@ -128,6 +128,28 @@ func TestHonestDevicesNeverRelease(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) { newHistory(t).past() })
 }
 
+// TestLiarsAreCaughtByWhateverAnswers: a device that says Off, whatever it is told, releases nothing as long as the host's kernel answers the leader.
+func TestLiarsAreCaughtByWhateverAnswers(t *testing.T) {
+	answering := []string{"kubelet dies", "kubelet returns", "runtime dies", "runtime returns", "host loses the API", "host reaches the API", "app db-0 stops serving",
+		"app db-0 serves", "app db-0 is not probed", "app db-1 stops serving", "others fall silent", "others renew", "Node cannot be read", "Node can be read", "leader changes",
+		"userspace freezes", "leader dies before its next call"}
+	rapid.Check(t, func(t *rapid.T) {
+		h := newHistory(t)
+		for _, d := range h.devices {
+			h.utter("device " + d.Method + " ignores commands")
+			h.utter("device " + d.Method + " says Off")
+		}
+		for range rapid.IntRange(1, 12).Draw(t, "events") {
+			what := rapid.SampledFrom(answering).Draw(t, "what")
+			if oneInFive := rapid.IntRange(1, 5).Draw(t, "setting"); oneInFive == 1 {
+				what = "policy whenNotServing=Fence"
+			}
+			h.utter(what)
+			h.live(time.Duration(rapid.SampledFrom([]int{1, 5, 15, 40, 90}).Draw(t, "seconds")) * time.Second)
+		}
+	})
+}
+
 // TestEverythingEnds: from any past, once the reads work, the device obeys and nobody holds it back, a host that comes back is let in and one that is
 // dead is released. There is no way into a state without a way out.
 func TestEverythingEnds(t *testing.T) {

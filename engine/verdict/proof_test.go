@@ -44,8 +44,9 @@ func TestEveryPartOfTheProofCounts(t *testing.T) {
 		"showed life since": func(s *evidence.Snapshot, _ *verdict.Policy) {
 			s.Apps[0].LastAnswer = s.At - evidence.Instant(5*time.Second)
 		},
-		"showed life just as":    func(s *evidence.Snapshot, _ *verdict.Policy) { s.Power[0].OffSince = s.At; s.Port.HasAnswer = true },
-		"but port 10250 answers": func(s *evidence.Snapshot, _ *verdict.Policy) { s.Port.Answer, s.Port.Asked = evidence.AnswerReset, 0 },
+		"showed life a moment ago": func(s *evidence.Snapshot, _ *verdict.Policy) {
+			s.Power[0].OffSince, s.Port.HasAnswer, s.Port.LastAnswer = s.At, true, s.At-evidence.Instant(2*time.Second)
+		},
 		"but pdu reads On": func(s *evidence.Snapshot, _ *verdict.Policy) {
 			s.Power = append(s.Power, evidence.Power{Method: "pdu", State: evidence.PowerOn, Identity: evidence.IdentityMatches})
 		},

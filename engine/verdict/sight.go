@@ -15,8 +15,8 @@ const (
 	// holdUp is how long a machine may go on answering after its device has begun to read Off: a power supply holds up, a probe was in flight.
 	// Later life means that the device lied.
 	holdUp = time.Second
-	// quietAfterHoldUp is how long nothing may be heard before a device is believed whose host still answered within holdUp.
-	quietAfterHoldUp = 3 * time.Second
+	// quiet is how long nothing may have been heard before a reading of Off is believed, however long the device has read Off.
+	quiet = 3 * time.Second
 )
 
 // sight is a snapshot with what the rules ask of it worked out once.
@@ -90,26 +90,11 @@ func (in *sight) weigh(pw evidence.Power) {
 		in.proofGap = fmt.Sprintf("%s reads Off, but %s reads On", pw.Method, other)
 		return
 	}
-	if who := in.answersNow(); who != "" {
-		in.proofGap = fmt.Sprintf("%s reads Off, but %s answers", pw.Method, who)
-		return
-	}
-	if rank, who = in.Life(pw.OffSince); rank != evidence.RankNone && pw.At.Sub(pw.OffSince) < quietAfterHoldUp {
-		in.proofGap = fmt.Sprintf("%s showed life just as %s began to read Off", who, pw.Method)
+	if rank, who = in.Life(pw.At - evidence.Instant(quiet)); rank != evidence.RankNone {
+		in.proofGap = fmt.Sprintf("%s reads Off, but %s showed life a moment ago", pw.Method, who)
 		return
 	}
 	in.readsOff = append(in.readsOff, pw.Method)
-}
-
-// answersNow names a plane on which the host answers the latest question, however old the device's Off is.
-func (in *sight) answersNow() string {
-	if in.Port.Answer.Rank() != evidence.RankNone {
-		return "port 10250"
-	}
-	if pod, ok := in.kernelRefuses(); ok {
-		return "the kernel for " + pod
-	}
-	return ""
 }
 
 // readOnSince names a trusted device of this machine that reads On, or has read On since the instant given and cannot be read now.
