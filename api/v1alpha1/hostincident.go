@@ -60,9 +60,9 @@ const (
 	AttemptFailed AttemptState = "Failed"
 	// AttemptUnclear: no answer came; the command may have worked.
 	AttemptUnclear AttemptState = "Unclear"
-	// AttemptSettled: an Accepted or Unclear command was followed by a reading of Off.
+	// AttemptSettled: an Accepted command was followed by a reading of Off.
 	AttemptSettled AttemptState = "Settled"
-	// AttemptSuperseded: a later reading showed that the command had no effect, or cannot be relied upon; a new one may be made.
+	// AttemptSuperseded: a later reading showed that the command had no effect, or nobody knows whether it was taken; a new one may be made.
 	AttemptSuperseded AttemptState = "Superseded"
 )
 
