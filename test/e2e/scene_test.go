@@ -106,7 +106,7 @@ func play(t *testing.T, choose func(scene) string) *scene {
 // free is a host without any part of Holdfast, besideTheLeader the leader's.
 func free(s scene) string {
 	s.Helper()
-	name, err := s.FreeHost(s.ctx)
+	name, err := s.FreeHost(s.soon())
 	s.must(err)
 	return name
 }

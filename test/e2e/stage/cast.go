@@ -73,18 +73,24 @@ func (s *Stage) Leader(ctx context.Context) (*corev1.Pod, error) {
 	return &p, s.Client.Get(ctx, types.NamespacedName{Namespace: HoldfastNamespace, Name: name}, &p)
 }
 
-// FreeHost returns a host without any pod of Holdfast.
+// FreeHost waits for a host that has no pod of Holdfast, not even one that is going: after a host came back, its old pod is still there for a moment.
 func (s *Stage) FreeHost(ctx context.Context) (string, error) {
-	var pods corev1.PodList
-	if err := s.Client.List(ctx, &pods, client.InNamespace(HoldfastNamespace), managers); err != nil {
-		return "", err
-	}
-	for _, h := range s.Lab.Hosts() {
-		if !slices.ContainsFunc(pods.Items, func(p corev1.Pod) bool { return p.Spec.NodeName == h.Name() }) {
-			return h.Name(), nil
+	free := ""
+	err := follow(ctx, s.Client, &corev1.PodList{}, []client.ListOption{client.InNamespace(HoldfastNamespace), managers}, func(now map[string]*corev1.Pod) bool {
+		taken := map[string]bool{}
+		for _, p := range now {
+			taken[p.Spec.NodeName] = true
 		}
+		i := slices.IndexFunc(s.hostNames(), func(h string) bool { return !taken[h] })
+		if i >= 0 {
+			free = s.hostNames()[i]
+		}
+		return i >= 0
+	})
+	if err != nil {
+		err = fmt.Errorf("every host has a pod of Holdfast; if they stay, raise the stage with more hosts: %w", err)
 	}
-	return "", errors.New("every host has a pod of Holdfast: raise the stage with more hosts")
+	return free, err
 }
 
 // Place brings the ledger to the host as an administrator would, by a graceful delete with the other hosts cordoned, and waits until it is
