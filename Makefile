@@ -94,11 +94,11 @@ test-unit: bin/gotestsum ## Test what needs neither an API server nor a lab.
 
 .PHONY: test-storage
 test-storage: bin/gotestsum ## Test the lab's storage array and CSI driver (root).
-	@cd test/lab/storage && $(alone) ../../../$(gotestsum) -p 1 $(TESTFLAGS) ./...
+	@cd test/lab/storage && $(alone) ../../../$(gotestsum) -p 1 -count 1 $(TESTFLAGS) ./...
 
 .PHONY: test-envtest
 test-envtest: bin/gotestsum ## Test what needs an API server: the CRDs, the policies, the wiring.
-	@$(gotestsum) -p 1 -timeout 15m $(TESTFLAGS) $$(hack/packages envtest)
+	@$(gotestsum) -p 1 -count 1 -timeout 15m $(TESTFLAGS) $$(hack/packages envtest)
 
 .PHONY: test-bundle
 test-bundle: bin/gotestsum ## Validate the bundle with the library of the operator framework.
