@@ -47,6 +47,9 @@ const (
 	StepRetired IncidentStep = "Retired"
 )
 
+// Over reports whether an incident at this step has ended.
+func (s IncidentStep) Over() bool { return s == StepClosed || s == StepRetired }
+
 // AttemptState is what is known about one Off command. See docs/spec/fencing.md.
 // +kubebuilder:validation:Enum=Intended;Accepted;Failed;Unclear;Settled;Superseded
 type AttemptState string

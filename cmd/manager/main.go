@@ -52,7 +52,8 @@ const (
 	callDeadline = leaseDuration - renewDeadline - 2*retryPeriod
 )
 
-// apiTimeout bounds every request that is not a watch; with the pings of HTTP/2 a dead connection is noticed within 10 s (requirement B2).
+// apiTimeout bounds the requests of the fencer and the canary, which watch nothing. For the rest the pings of HTTP/2 notice a dead connection within
+// 10 s (requirement B2); a request time-out there would end the watches too.
 const apiTimeout = 8 * time.Second
 
 type options struct {

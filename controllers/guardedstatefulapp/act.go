@@ -101,7 +101,7 @@ func (r *Reconciler) concerned(ctx context.Context, s *sighting) (bool, error) {
 	}
 	for i := range incidents.Items {
 		h := &incidents.Items[i]
-		if h.Status.Step == v1alpha1.StepClosed || h.Status.Step == v1alpha1.StepRetired {
+		if h.Status.Step.Over() {
 			continue
 		}
 		if on[h.Spec.NodeName] {

@@ -53,7 +53,7 @@ func (r *Reconciler) gather(ctx context.Context, req ctrl.Request) (*sighting, e
 	}
 	for i := range incidents.Items {
 		h := &incidents.Items[i]
-		if h.Status.Step != v1alpha1.StepClosed && h.Status.Step != v1alpha1.StepRetired {
+		if !h.Status.Step.Over() {
 			s.incidents[h.Spec.NodeName] = h
 		}
 	}

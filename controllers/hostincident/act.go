@@ -158,7 +158,7 @@ func (r *Reconciler) open(ctx context.Context, w *world) error {
 		if h.Spec.NodeName != w.seen.Host.Node {
 			continue
 		}
-		if !over(h) {
+		if !h.Status.Step.Over() {
 			return fmt.Errorf("%w: incident %s is open already", errSofter, h.Name) // what was decided without its journal is not done
 		}
 		if h.Spec.BootID == w.seen.Host.BootID {

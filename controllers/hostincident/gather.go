@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -114,15 +115,11 @@ func (r *Reconciler) gatherIncident(ctx context.Context, w *world, from client.R
 		}
 	}
 	for i := range list.Items {
-		if h := &list.Items[i]; h.Spec.NodeName == w.seen.Host.Node && !over(h) {
+		if h := &list.Items[i]; h.Spec.NodeName == w.seen.Host.Node && !h.Status.Step.Over() {
 			w.incident = h
 			return
 		}
 	}
-}
-
-func over(h *v1alpha1.HostIncident) bool {
-	return h.Status.Step == v1alpha1.StepClosed || h.Status.Step == v1alpha1.StepRetired
 }
 
 func (r *Reconciler) gatherNode(ctx context.Context, w *world, from client.Reader, how depth) {
@@ -248,7 +245,7 @@ func (r *Reconciler) writer(ctx context.Context, w *world, p *corev1.Pod, app *g
 		Held:        held(p),
 		Terminating: p.DeletionTimestamp != nil,
 		Removed: p.DeletionTimestamp != nil && p.DeletionGracePeriodSeconds != nil && *p.DeletionGracePeriodSeconds == 0 &&
-			!has(p.Finalizers, v1alpha1.FinalizerHold),
+			!slices.Contains(p.Finalizers, v1alpha1.FinalizerHold),
 		Finished: p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
 	})
 	a, ok := r.Board.App(uid)
@@ -266,7 +263,7 @@ func held(p *corev1.Pod) bool {
 	if p.Annotations[v1alpha1.AnnotationOverride] != "" {
 		return true
 	}
-	return p.Labels[v1alpha1.LabelHold] != "" && (has(p.Finalizers, v1alpha1.FinalizerHold) || p.DeletionTimestamp != nil)
+	return p.Labels[v1alpha1.LabelHold] != "" && (slices.Contains(p.Finalizers, v1alpha1.FinalizerHold) || p.DeletionTimestamp != nil)
 }
 
 // exclusive reports whether no other pod object has the pod's address. If that cannot be told, it is not.
@@ -476,7 +473,7 @@ func (r *Reconciler) provenLost(ctx context.Context) map[string]bool {
 		return out // they count as late, which is the careful mistake
 	}
 	for i := range list.Items {
-		if h := &list.Items[i]; h.Status.Proof != nil && !over(h) {
+		if h := &list.Items[i]; h.Status.Proof != nil && !h.Status.Step.Over() {
 			out[h.Spec.NodeName] = true
 		}
 	}
@@ -561,13 +558,4 @@ func identity(device, node string) evidence.Identity {
 	default:
 		return evidence.IdentityMatches
 	}
-}
-
-func has(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"reflect"
+	"strings"
 	"sync"
 	"time"
 
@@ -82,18 +83,9 @@ func (r *Reconciler) notePods(w *world) {
 		if known[wr.UID] || !w.seen.SameBoot() {
 			continue
 		}
-		_, app, _ := cut(wr.App)
+		_, app, _ := strings.Cut(wr.App, "/")
 		w.incident.Status.Pods = append(w.incident.Status.Pods, v1alpha1.IncidentPod{Namespace: wr.Namespace, Name: wr.Name, UID: wr.UID, App: app})
 	}
-}
-
-func cut(key string) (namespace, name string, ok bool) {
-	for i := range key {
-		if key[i] == '/' {
-			return key[:i], key[i+1:], true
-		}
-	}
-	return "", key, false
 }
 
 // alike compares what matters: ages and dates of evidence move all the time.
@@ -158,7 +150,7 @@ func (p *phaseTimes) turn(h *v1alpha1.HostIncident, to v1alpha1.IncidentStep, cl
 			ph.DurationMillis = max(0, wall.Sub(ph.StartedAt.Time).Milliseconds())
 		}
 	}
-	if to == v1alpha1.StepClosed || to == v1alpha1.StepRetired {
+	if to.Over() {
 		return
 	}
 	name := string(to)

@@ -4,6 +4,7 @@
 package sight
 
 import (
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -152,20 +153,11 @@ func (l *Leases) Late(hosts []string, late func(evidence.Lease) bool, except ...
 			count++
 			continue
 		}
-		if !among(except, h) && lease.Moved && (!other || lease.NotBefore > notBefore) {
+		if !slices.Contains(except, h) && lease.Moved && (!other || lease.NotBefore > notBefore) {
 			other, notBefore = true, lease.NotBefore
 		}
 	}
 	return count, other, notBefore
-}
-
-func among(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 // API remembers when the API server last answered a live read of this observer.

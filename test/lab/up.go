@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/holdfast-dev/holdfast/test/lab/await"
 	"github.com/holdfast-dev/holdfast/test/lab/cgroup"
 	"github.com/holdfast-dev/holdfast/test/lab/journal"
 	"github.com/holdfast-dev/holdfast/test/lab/process"
@@ -343,17 +344,5 @@ const apiInterval = 100 * time.Millisecond
 
 // untilAPI is await.Until for questions that cost an API server something.
 func untilAPI(ctx context.Context, what string, reached func() (bool, error)) error {
-	tick := time.NewTicker(apiInterval)
-	defer tick.Stop()
-	for {
-		ok, err := reached()
-		if err != nil || ok {
-			return err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for %s: %w", what, ctx.Err())
-		}
-	}
+	return await.Every(ctx, apiInterval, what, reached)
 }

@@ -16,7 +16,12 @@ const Interval = 10 * time.Millisecond
 // Until asks, at once and then every Interval, until the answer is yes or an
 // error, or ctx ends; what names the awaited fact in that error.
 func Until(ctx context.Context, what string, reached func() (bool, error)) error {
-	tick := time.NewTicker(Interval)
+	return Every(ctx, Interval, what, reached)
+}
+
+// Every is Until with an interval of one's own, for questions that cost somebody something.
+func Every(ctx context.Context, interval time.Duration, what string, reached func() (bool, error)) error {
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		ok, err := reached()
