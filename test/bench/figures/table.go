@@ -1,0 +1,172 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package figures
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Goal is P3: from the fault to the first write elsewhere, application start included.
+const Goal = 15 * time.Second
+
+// Scene is where the rows come from, for the reader.
+type Scene struct {
+	Seed    uint64
+	Machine string
+	Lab     string
+}
+
+var names = map[Kind]string{
+	Guarded:     "P1 Holdfast, API-only",
+	Human:       "B2 taint at Ready=Unknown",
+	Deployment:  "B1 stock Deployment, Recreate",
+	StatefulSet: "B0 stock StatefulSet",
+}
+
+var stretches = map[Mark]string{
+	Suspected:  "suspicion (P1: application probes fail; baselines: Ready=Unknown)",
+	Opened:     "incident opened",
+	Commanded:  "Off commanded",
+	Proven:     "proof (P1: Off read back after command and taint; B2: the human's taint)",
+	Deleted:    "pod deleted",
+	Detached:   "attachment released",
+	Bound:      "replacement bound",
+	Started:    "replacement's process started (attach, mount, kubelet)",
+	FirstWrite: "first write (application start)",
+}
+
+// Markdown tells what the rows say.
+func Markdown(scene Scene, rows []Row) string {
+	var out strings.Builder
+	fmt.Fprintf(&out, "# Failover after a loss of power\n\n")
+	fmt.Fprintf(&out, "Written by `make bench-failover` from [rows.csv](rows.csv), seed %d; [what rows mean](../README.md).\n\n", scene.Seed)
+	fmt.Fprintf(&out, "- Commit: %s\n- Machine: %s\n- Lab: %s\n", strings.Join(commits(rows), ", "), scene.Machine, scene.Lab)
+	fmt.Fprintf(&out, "- T0: %s\n\n", spread(Of(rows, Guarded)))
+	whole(&out, rows)
+	goal(&out, Of(rows, Guarded))
+	for _, k := range []Kind{Guarded, Human, Deployment} {
+		phases(&out, k, Of(rows, k))
+	}
+	return out.String()
+}
+
+func commits(rows []Row) []string {
+	var all []string
+	for _, r := range rows {
+		all = append(all, "`"+r.Commit+"`")
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// spread says how old the leases were that P1 met.
+func spread(rows []Row) string {
+	var ages []time.Duration
+	for _, r := range rows {
+		ages = append(ages, r.LeaseAge)
+	}
+	if len(ages) == 0 {
+		return "no case of P1"
+	}
+	return fmt.Sprintf("random by the seed; the host's lease was %s to %s old in P1 (the older, the sooner it is late)", seconds(slices.Min(ages)), seconds(slices.Max(ages)))
+}
+
+func whole(out *strings.Builder, rows []Row) {
+	base := Whole(Of(rows, Guarded))
+	fmt.Fprintf(out, "## From the fault to the first durable write elsewhere\n\n| kind | N | recovered | p50 | p90 | max | p50 ÷ P1's | two writers |\n|---|---|---|---|---|---|---|---|\n")
+	for _, k := range Kinds {
+		of := Of(rows, k)
+		if len(of) == 0 {
+			continue
+		}
+		s := Whole(of)
+		fmt.Fprintf(out, "| %s | %d | %d | %s | %s | %s | %s | %s |\n", names[k], s.N, s.Seen, s.text(s.P50, s.p50), s.text(s.P90, s.p90), s.text(s.Max, s.maxEnd), ratio(s, base), writers(of))
+	}
+	fmt.Fprintf(out, "\nPercentiles are nearest ranks. `>` marks a case that was given up at that time: a lower bound, not a measurement.\n\n")
+}
+
+func ratio(s, base Sum) string {
+	r, bound, ok := s.Ratio(base)
+	switch {
+	case !ok:
+		return "–"
+	case bound:
+		return fmt.Sprintf("> %.0f", r)
+	default:
+		return fmt.Sprintf("%.1f", r)
+	}
+}
+
+func writers(rows []Row) string {
+	bad := 0
+	for _, r := range rows {
+		if r.Interleavings > 0 {
+			bad++
+		}
+	}
+	return share(bad, len(rows))
+}
+
+// share is honest about none.
+func share(k, n int) string {
+	if k > 0 {
+		return fmt.Sprintf("%d of %d", k, n)
+	}
+	return fmt.Sprintf("0 of %d (at 95 %%: below %.0f %%)", n, 100*RuleOfThree(n))
+}
+
+func goal(out *strings.Builder, rows []Row) {
+	if len(rows) == 0 {
+		return
+	}
+	slow := 0
+	var start []time.Duration
+	for _, r := range rows {
+		if d, ok := r.Whole(); !ok || d > Goal {
+			slow++
+		} else if s, ok := r.Marks[Started]; ok {
+			start = append(start, d-s)
+		}
+	}
+	verdict := "holds in every case"
+	if slow > 0 {
+		verdict = "does not hold"
+	}
+	fmt.Fprintf(out, "Goal P3, at most %s with the application's own start included, %s: slower were %s.", seconds(Goal), verdict, share(slow, len(rows)))
+	if len(start) > 0 {
+		s := SumOf(start, nil)
+		fmt.Fprintf(out, " The application's own start, from its process to its first write, is p50 %s, max %s of it.", seconds(s.P50), seconds(s.Max))
+	}
+	out.WriteString("\n\n")
+}
+
+func phases(out *strings.Builder, k Kind, rows []Row) {
+	all := Phases(rows)
+	if len(all) == 0 {
+		return
+	}
+	fmt.Fprintf(out, "## Where the time goes: %s\n\n| until | p50 | p90 | max | share |\n|---|---|---|---|---|\n", names[k])
+	for _, p := range all {
+		fmt.Fprintf(out, "| %s | %s | %s | %s | %.0f %% |\n", stretches[p.To], seconds(p.Sum.P50), seconds(p.Sum.P90), seconds(p.Sum.Max), 100*p.Share)
+	}
+	most := Dominant(all)
+	fmt.Fprintf(out, "\nWhat dominates: until %s, %.0f %% of the time.\n\n", stretches[most.To], 100*most.Share)
+}
+
+func (s Sum) text(d time.Duration, seen bool) string {
+	if !seen {
+		return "> " + seconds(d)
+	}
+	return seconds(d)
+}
+
+func seconds(d time.Duration) string {
+	if d >= 100*time.Second {
+		return fmt.Sprintf("%.0f s", d.Seconds())
+	}
+	return fmt.Sprintf("%.2f s", d.Seconds())
+}
