@@ -179,6 +179,13 @@ func (s *Stage) AwaitNode(ctx context.Context, host, what string, reached func(*
 	return awaitObject(ctx, s, &corev1.NodeList{}, what, func(n *corev1.Node) bool { return n.Name == host && reached(n) })
 }
 
+// AwaitLease waits for the lease of the host's kubelet to reach something.
+func (s *Stage) AwaitLease(ctx context.Context, host, what string, reached func(*coordinationv1.Lease) bool) (*coordinationv1.Lease, error) {
+	return awaitObject(ctx, s, &coordinationv1.LeaseList{}, what, func(l *coordinationv1.Lease) bool {
+		return l.Namespace == corev1.NamespaceNodeLease && l.Name == host && reached(l)
+	})
+}
+
 // AwaitLeader waits until one of Holdfast's pods other than those named leads, and returns its name.
 func (s *Stage) AwaitLeader(ctx context.Context, but ...string) (string, error) {
 	lease, err := awaitObject(ctx, s, &coordinationv1.LeaseList{}, "another leader", func(l *coordinationv1.Lease) bool {

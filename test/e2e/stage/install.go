@@ -6,6 +6,7 @@ package stage
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/hack/pinned"
@@ -118,12 +120,39 @@ func (s *Stage) guardLedger(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, name := range []string{"profile.yaml", "guard.yaml"} {
-		if _, err := s.Kubectl(ctx, "apply", "--server-side", "-f", s.manifest(name)); err != nil {
-			return err
-		}
+	profile, err := s.profile()
+	if err != nil {
+		return err
+	}
+	if _, err := s.kubectl(ctx, profile, "apply", "--server-side", "-f", "-"); err != nil {
+		return err
+	}
+	if _, err := s.Kubectl(ctx, "apply", "--server-side", "-f", s.manifest("guard.yaml")); err != nil {
+		return err
 	}
 	return s.AwaitReady(ctx)
+}
+
+// profile is the manifest of that name with the BMCs of the lab's hosts, however many they are.
+func (s *Stage) profile() ([]byte, error) {
+	text, err := os.ReadFile(s.manifest("profile.yaml"))
+	if err != nil {
+		return nil, err
+	}
+	var p v1alpha1.FencingProfile
+	if err := yaml.UnmarshalStrict(text, &p); err != nil {
+		return nil, fmt.Errorf("profile.yaml: %w", err)
+	}
+	method := p.Spec.Levels[0].Methods[0].IPMI
+	method.Hosts = nil
+	for _, h := range s.Lab.Hosts() {
+		method.Hosts = append(method.Hosts, v1alpha1.HostDevice{NodeName: h.Name(), Address: h.BMCAddress(), CredentialsSecretRef: &v1alpha1.SecretReference{Name: "bmc-" + h.Name()}})
+	}
+	return json.Marshal(struct {
+		metav1.TypeMeta `json:",inline"`
+		Metadata        metav1.ObjectMeta           `json:"metadata"`
+		Spec            v1alpha1.FencingProfileSpec `json:"spec"`
+	}{p.TypeMeta, p.ObjectMeta, p.Spec}) // without a status, which is not ours
 }
 
 // AwaitReady waits until the app is guarded and well.

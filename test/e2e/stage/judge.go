@@ -56,12 +56,21 @@ func (j Judgement) Guilty() error {
 
 // Judge runs ledger-check over everything since the stage was raised.
 func (s *Stage) Judge(ctx context.Context) (Judgement, error) {
+	return s.judge(ctx, "--volume", Volume, "--acks", s.acks)
+}
+
+// JudgeVolume runs ledger-check over everything that was ever written to a volume, whoever's it is. Nothing acknowledged is known of it.
+func (s *Stage) JudgeVolume(ctx context.Context, volume string) (Judgement, error) {
+	return s.judge(ctx, "--volume", volume)
+}
+
+func (s *Stage) judge(ctx context.Context, of ...string) (Judgement, error) {
 	var j Judgement
-	if err := s.flushArray(ctx); err != nil {
+	if err := s.FlushArray(ctx); err != nil {
 		return j, err
 	}
 	var errs bytes.Buffer
-	cmd := exec.CommandContext(ctx, s.programs.check, "--array-dir", filepath.Join(s.Lab.StateDir(), "array"), "--volume", Volume, "--acks", s.acks)
+	cmd := exec.CommandContext(ctx, s.programs.check, append([]string{"--array-dir", filepath.Join(s.Lab.StateDir(), "array")}, of...)...)
 	cmd.Stderr = &errs
 	out, err := cmd.Output()
 	var exit *exec.ExitError
@@ -77,8 +86,8 @@ func (s *Stage) Judge(ctx context.Context) (Judgement, error) {
 	return j, nil
 }
 
-// flushArray has the array's log written out: it may be 50 ms late.
-func (s *Stage) flushArray(ctx context.Context) error {
+// FlushArray has the array's log written out: it may be 50 ms late.
+func (s *Stage) FlushArray(ctx context.Context) error {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", s.Lab.ArrayControl())
 	}
@@ -111,7 +120,7 @@ type Writer struct {
 
 // Writers tells who wrote to the ledger's volume between two moments, in the order of first writes. What the array refused does not count.
 func (s *Stage) Writers(ctx context.Context, since, until int64) ([]Writer, error) {
-	if err := s.flushArray(ctx); err != nil {
+	if err := s.FlushArray(ctx); err != nil {
 		return nil, err
 	}
 	type write struct {
