@@ -7,20 +7,30 @@ import (
 	"strings"
 )
 
-// Claim is one entry of the annotation guard.holdfast.dev/claims: the app and the name of a claim that it guards.
+// Claim is one entry of the annotation guard.holdfast.dev/claims: the app, the name of a claim that it guards, and the
+// name of the only pod that may start on the claim without the gate guard.holdfast.dev/newcomer.
+//
 // A name that ends in "*" stands for the claims of a StatefulSet's ordinals: the part before it followed by digits
-// only. See [OrdinalClaims].
-type Claim struct{ App, Name string }
+// only. A "*" at the end of the place stands for the same digits. See [OrdinalClaims] and [OrdinalPods]. Without a
+// place every pod on the claim is a newcomer.
+type Claim struct{ App, Name, Place string }
 
 // OrdinalClaims is the name that covers every claim which the StatefulSet's claim template makes, also for ordinals
 // to come.
 func OrdinalClaims(template, statefulSet string) string { return template + "-" + statefulSet + "-*" }
 
+// OrdinalPods is the place of the StatefulSet's pods on the claims of [OrdinalClaims].
+func OrdinalPods(statefulSet string) string { return statefulSet + "-*" }
+
 // FormatClaims writes the annotation guard.holdfast.dev/claims. Earlier entries win where several match one pod.
 func FormatClaims(claims []Claim) string {
 	entries := make([]string, 0, len(claims))
 	for _, c := range claims {
-		entries = append(entries, c.App+"="+c.Name)
+		entry := c.App + "=" + c.Name
+		if c.Place != "" {
+			entry += "@" + c.Place
+		}
+		entries = append(entries, entry)
 	}
 	return strings.Join(entries, ",")
 }
@@ -29,19 +39,20 @@ func FormatClaims(claims []Claim) string {
 func ParseClaims(annotation string) []Claim {
 	var claims []Claim
 	for _, e := range entries(annotation) {
-		if app, name, ok := strings.Cut(e, "="); ok {
-			claims = append(claims, Claim{App: strings.TrimSpace(app), Name: name})
+		if app, claim, ok := strings.Cut(e, "="); ok {
+			name, place, _ := strings.Cut(claim, "@")
+			claims = append(claims, Claim{App: strings.TrimSpace(app), Name: name, Place: place})
 		}
 	}
 	return claims
 }
 
-// AppOf is the app that guards a pod with volumes on the given claims, or "". It is what the labelling policy computes:
-// the manager labels by it where the API server has no MutatingAdmissionPolicy.
+// AppOf is the app that guards a pod with volumes on the given claims, or "". It is what the policies compute: the
+// manager labels by it where the API server has no MutatingAdmissionPolicy.
 func AppOf(annotation string, claimNames []string) string {
 	for _, c := range ParseClaims(annotation) {
 		for _, name := range claimNames {
-			if c.covers(name) {
+			if _, covers := c.covers(name); covers {
 				return c.App
 			}
 		}
@@ -49,13 +60,35 @@ func AppOf(annotation string, claimNames []string) string {
 	return ""
 }
 
-func (c Claim) covers(name string) bool {
+// Newcomer says whether a pod of the given name, with volumes on the given claims, must wait at the gate
+// guard.holdfast.dev/newcomer: it does unless it is in its place on every guarded claim that it names, by every entry
+// that lists the claim. A pod without a name yet is in no place. It is what the policies compute.
+func Newcomer(annotation, podName string, claimNames []string) bool {
+	for _, c := range ParseClaims(annotation) {
+		for _, name := range claimNames {
+			if digits, covers := c.covers(name); covers && !c.placed(podName, digits) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// covers says whether the entry stands for the claim, and with which digits in place of the star.
+func (c Claim) covers(name string) (digits string, ok bool) {
 	if name == c.Name {
-		return true
+		return "", true
 	}
 	stem, pattern := strings.CutSuffix(c.Name, "*")
-	ordinal, ok := strings.CutPrefix(name, stem)
-	return pattern && ok && ordinal != "" && strings.Trim(ordinal, "0123456789") == ""
+	digits, ok = strings.CutPrefix(name, stem)
+	return digits, pattern && ok && digits != "" && strings.Trim(digits, "0123456789") == ""
+}
+
+func (c Claim) placed(podName, digits string) bool {
+	if stem, pattern := strings.CutSuffix(c.Place, "*"); pattern {
+		return digits != "" && podName == stem+digits
+	}
+	return podName != "" && podName == c.Place
 }
 
 // Hold is one entry of the annotation guard.holdfast.dev/held: a held pod and the HostIncident that holds it.

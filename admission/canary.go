@@ -58,6 +58,15 @@ func canaryPod(id Identity, name string, labels map[string]string) *corev1.Pod {
 	}
 }
 
+// canaryOnClaim is a new canary, ungated but for its own gate, on the claim that no pod has its place on.
+func canaryOnClaim(id Identity) *corev1.Pod {
+	pod := canaryPod(id, canaryNew, nil)
+	pod.Spec.Volumes = []corev1.Volume{{Name: "claim", VolumeSource: corev1.VolumeSource{
+		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: canaryClaim},
+	}}}
+	return pod
+}
+
 // hatch puts the canaries in place as Holdfast, and the entries for them on Holdfast's namespace.
 func (c Canary) hatch(ctx context.Context) error {
 	if err := c.announce(ctx); err != nil {

@@ -98,6 +98,12 @@ func overrideVariables(may string) []variable {
 	}
 }
 
+// gatesOf lists Holdfast's scheduling gates on root.
+func gatesOf(root string) string {
+	return fmt.Sprintf("(has(%[1]s.spec) && has(%[1]s.spec.schedulingGates) ? %[1]s.spec.schedulingGates.map(g, g.name).filter(n, n.startsWith(%[2]s)) : [])",
+		root, quote(prefix))
+}
+
 // overrideUntouched holds if the request leaves the override annotation as it is. On creation that means none.
 const overrideUntouched = "variables.overrideAfter == variables.overrideBefore"
 

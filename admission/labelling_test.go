@@ -5,6 +5,7 @@ package admission_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -75,9 +76,74 @@ func TestANewPodGetsTheLabelOfTheAppWhoseClaimItNames(t *testing.T) {
 	}
 }
 
+// newcomings are annotations of the namespace, a new pod and its claims, and whether it has to wait at the gate.
+var newcomings = map[string]struct {
+	annotation string
+	pod        string // empty: the API server makes the name
+	claims     []string
+	newcomer   bool
+}{
+	"a pod without guarded claims":                       {"db=data-db-*@db-*", "db-1", []string{"scratch"}, false},
+	"a pod in its place":                                 {"db=data-db-*@db-*", "db-1", []string{"data-db-1"}, false},
+	"a pod of another ordinal":                           {"db=data-db-*@db-*", "db-1", []string{"data-db-2"}, true},
+	"digits are compared as they are written":            {"db=data-db-*@db-*", "db-1", []string{"data-db-01"}, true},
+	"a pod of another workload":                          {"db=data-db-*@db-*", "backup", []string{"data-db-1"}, true},
+	"a name that ends like the place":                    {"db=data-db-*@db-*", "my-db-1", []string{"data-db-1"}, true},
+	"a name that begins like the place":                  {"db=data-db-*@db-*", "db-1-x", []string{"data-db-1"}, true},
+	"a pod whose name is still to be made":               {"db=data-db-*@db-*", "", []string{"data-db-1"}, true},
+	"a claim without a place":                            {"db=shared", "db-0", []string{"shared"}, true},
+	"a claim without a place, name still to be made":     {"db=shared", "", []string{"shared"}, true},
+	"a place of one name":                                {"db=shared@db-0", "db-0", []string{"shared"}, false},
+	"another pod than the place of one name":             {"db=shared@db-0", "db-1", []string{"shared"}, true},
+	"a place of one name on claims of all ordinals":      {"db=data-db-*@first", "first", []string{"data-db-7"}, false},
+	"a star in the place without one in the claim":       {"db=shared@db-*", "db-0", []string{"shared"}, true},
+	"in place on one claim and not on the other":         {"db=data-db-*@db-*,db=shared", "db-0", []string{"data-db-0", "shared"}, true},
+	"in place on both claims":                            {"db=data-db-*@db-*,db=log-db-*@db-*", "db-0", []string{"data-db-0", "log-db-0"}, false},
+	"the second app gives the claim another place":       {"a=shared@a-0,b=shared@b-0", "a-0", []string{"shared"}, true},
+	"the second app agrees":                              {"a=shared@a-0,b=shared@a-0", "a-0", []string{"shared"}, false},
+	"the second app gives it no place":                   {"a=data-db-*@db-*,b=data-db-0", "db-0", []string{"data-db-0"}, true},
+	"what is after a second at sign belongs to the name": {"db=shared@db-0@db-1", "db-0", []string{"shared"}, true},
+	"five hundred entries and ten claims are no burden":  {strings.Repeat("other=some-other-claim-of-a-set-*@some-other-*,", 500) + "db=data-db-*@db-*", "db-0", tenClaims(), false},
+	"five hundred entries of one claim are no burden":    {strings.Repeat("db=data-db-*@db-*,", 500), "db-0", tenClaims(), false},
+}
+
+func TestANewPodThatIsNotInItsPlaceGetsTheGate(t *testing.T) {
+	ctx := guarded(t)
+	us, user := holdfast.client(t), alice.client(t)
+	theirs := corev1.PodSchedulingGate{Name: "example.com/theirs"}
+	ours := corev1.PodSchedulingGate{Name: v1alpha1.GateNewcomer}
+	for name, n := range newcomings {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if got := admission.Newcomer(n.annotation, n.pod, n.claims); got != n.newcomer {
+				t.Errorf("Newcomer says %v, want %v", got, n.newcomer)
+			}
+			ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+				GenerateName: "newcomers-", Annotations: map[string]string{v1alpha1.AnnotationClaims: n.annotation},
+			}}
+			must(t, us.Create(ctx, ns))
+			for _, before := range [][]corev1.PodSchedulingGate{nil, {theirs}} {
+				pod := podOn(ns.Name, n.claims, nil, nil)
+				pod.Name, pod.Spec.SchedulingGates = n.pod, before
+				if n.pod == "" {
+					pod.GenerateName = "db-"
+				}
+				must(t, user.Create(ctx, pod, client.DryRunAll))
+				want := slices.Clone(before)
+				if n.newcomer {
+					want = append(want, ours)
+				}
+				if !slices.Equal(pod.Spec.SchedulingGates, want) {
+					t.Errorf("the pod born with gates %v has %v, want %v", before, pod.Spec.SchedulingGates, want)
+				}
+			}
+		})
+	}
+}
+
 func TestAnnotationsAreReadAsWritten(t *testing.T) {
-	claims := []admission.Claim{{App: "db", Name: admission.OrdinalClaims("data", "db")}, {App: "queue", Name: "log-queue-0"}}
-	if got := admission.FormatClaims(claims); got != "db=data-db-*,queue=log-queue-0" {
+	claims := []admission.Claim{{App: "db", Name: admission.OrdinalClaims("data", "db"), Place: admission.OrdinalPods("db")}, {App: "queue", Name: "log-queue-0"}}
+	if got := admission.FormatClaims(claims); got != "db=data-db-*@db-*,queue=log-queue-0" {
 		t.Errorf("claims are written as %q", got)
 	}
 	if got := admission.ParseClaims(admission.FormatClaims(claims)); fmt.Sprint(got) != fmt.Sprint(claims) {

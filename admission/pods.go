@@ -151,7 +151,7 @@ func newGuardedPods(id Identity, stamp string) policy {
 	return policy{
 		name:      "holdfast-new-guarded-pods",
 		match:     match{"", "v1", []string{"pods"}, on(create), v1alpha1.LabelApp},
-		variables: append(podVariables(id, stamp, "object"), labellingVariables()...),
+		variables: append(podVariables(id, stamp, "object"), claimVariables()...),
 		rules: []rule{
 			bornGuarded,
 			podOverrideKey,

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -231,23 +232,25 @@ func (c Canary) paths() []path {
 		}},
 	}
 	if c.Capabilities.MutatingPolicies {
-		paths = append(paths, path{name: "label at birth", try: c.bornLabelled})
+		paths = append(paths, path{name: "label and gate at birth", try: c.bornGated})
 	}
 	return paths
 }
 
-// bornLabelled creates, in a dry run, a pod on the canary's claim and looks for the label.
-func (c Canary) bornLabelled(ctx context.Context, probe client.Client) error {
-	pod := canaryPod(c.Identity, canaryNew, nil)
-	pod.Spec.Volumes = []corev1.Volume{{Name: "claim", VolumeSource: corev1.VolumeSource{
-		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: canaryClaim},
-	}}}
+// bornGated creates, in a dry run, a pod on the canary's claim, where it is not in its place, and looks for label and
+// gate.
+func (c Canary) bornGated(ctx context.Context, probe client.Client) error {
+	pod := canaryOnClaim(c.Identity)
 	if err := probe.Create(ctx, pod, client.DryRunAll); err != nil {
 		return fmt.Errorf("a pod on a guarded claim could not be created: %w", err)
 	}
 	if got := pod.Labels[v1alpha1.LabelApp]; got != canaryApp {
 		return fmt.Errorf("a new pod on a guarded claim got label %s=%q instead of %q; install the policy %s again",
 			v1alpha1.LabelApp, got, canaryApp, labellingName)
+	}
+	if !slices.Contains(pod.Spec.SchedulingGates, corev1.PodSchedulingGate{Name: v1alpha1.GateNewcomer}) {
+		return fmt.Errorf("a new pod that is not in its place on a guarded claim got no gate %s; install the policy %s again",
+			v1alpha1.GateNewcomer, labellingName)
 	}
 	return nil
 }

@@ -49,7 +49,7 @@ func TestAProofNamesEveryPathAndLeavesNothingBehind(t *testing.T) {
 	}
 	for _, path := range []string{
 		"force delete", "phase Failed", "stopped containers", "stripped label", "stripped label through status", "override without the verb",
-		"delete while held", "stripped hold", "eviction while held", "eviction at once", "born guarded", "born held", "label at birth",
+		"delete while held", "stripped hold", "eviction while held", "eviction at once", "born guarded", "born held", "label and gate at birth",
 	} {
 		if !slices.Contains(proof.Servers[0].Proven, path) {
 			t.Errorf("%q is not among the proven paths %q", path, proof.Servers[0].Proven)
@@ -91,7 +91,7 @@ func TestASecondIdentityThatMayOverrideProvesNothing(t *testing.T) {
 func TestHoldfastItselfProvesNothing(t *testing.T) {
 	ctx := guarded(t)
 	proof := prove(ctx, t, holdfast, admission.Version{})
-	if got := proof.Servers[0].Proven; len(got) != 1 || got[0] != "label at birth" {
+	if got := proof.Servers[0].Proven; len(got) != 1 || got[0] != "label and gate at birth" {
 		t.Fatalf("proven as Holdfast: %q", got)
 	}
 	var pod corev1.Pod // the canary is gone through Holdfast's own hand, not through the tries

@@ -16,7 +16,7 @@ import (
 )
 
 // Number is raised with every change of the policies. A manager never replaces policies of a higher number.
-const Number = 1
+const Number = 2
 
 // AnnotationVersion on each policy and binding names the version that it is of.
 const AnnotationVersion = prefix + "policy-version"

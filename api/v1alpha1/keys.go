@@ -20,9 +20,14 @@ const (
 	// AnnotationHeld on a Namespace lists the pods that are held in it, as "pod=incident" separated by commas:
 	// an Eviction carries no pod labels, so the eviction policy reads it as namespaceObject.
 	AnnotationHeld = "guard.holdfast.dev/held"
-	// AnnotationClaims on a Namespace lists the guarded claims of StatefulSets in it, as "app=claim" separated by commas;
-	// the labelling policy reads it when a pod is created.
+	// AnnotationClaims on a Namespace lists the guarded claims in it, as "app=claim[@place]" separated by commas. A "*"
+	// that ends the claim stands for the digits of an ordinal. The place is the name of the only pod that may start on
+	// the claim without GateNewcomer; a "*" that ends it stands for the same digits. Without a place every pod on the
+	// claim is a newcomer. The policies for new pods read it; package admission computes the same in Go.
 	AnnotationClaims = "guard.holdfast.dev/claims"
+	// GateNewcomer is the scheduling gate of a pod that names a guarded claim and is not in its place there. Only
+	// Holdfast lifts it, once nothing on another host may still write to a guarded claim of the pod; an override may too.
+	GateNewcomer = "guard.holdfast.dev/newcomer"
 	// AnnotationOverride on a pod, set by a caller with the verb override on guardedstatefulapps,
 	// lets that caller past the hold; the value is the reason.
 	AnnotationOverride = "guard.holdfast.dev/override"

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -131,11 +132,12 @@ func (r *Reconciler) nameClaims(ctx context.Context, s *sighting, guarded bool) 
 	}
 	if guarded {
 		for _, t := range s.workload.Spec.VolumeClaimTemplates {
-			claims = append(claims, admission.Claim{App: s.app.Name, Name: admission.OrdinalClaims(t.Name, s.workload.Name)})
+			claims = append(claims, admission.Claim{App: s.app.Name, Name: admission.OrdinalClaims(t.Name, s.workload.Name),
+				Place: admission.OrdinalPods(s.workload.Name)})
 		}
 		for _, v := range s.workload.Spec.Template.Spec.Volumes {
 			if v.PersistentVolumeClaim != nil {
-				claims = append(claims, admission.Claim{App: s.app.Name, Name: v.PersistentVolumeClaim.ClaimName})
+				claims = append(claims, admission.Claim{App: s.app.Name, Name: v.PersistentVolumeClaim.ClaimName, Place: firstPod(s.workload)})
 			}
 		}
 	}
@@ -155,6 +157,15 @@ func (r *Reconciler) nameClaims(ctx context.Context, s *sighting, guarded bool) 
 		delete(ns.Annotations, v1alpha1.AnnotationClaims)
 	}
 	return r.Client.Patch(ctx, &ns, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
+}
+
+// firstPod is the pod of the StatefulSet that has its place on a claim which all its pods name.
+func firstPod(sts *appsv1.StatefulSet) string {
+	start := int32(0)
+	if sts.Spec.Ordinals != nil {
+		start = sts.Spec.Ordinals.Start
+	}
+	return fmt.Sprintf("%s-%d", sts.Name, start)
 }
 
 func (r *Reconciler) markPod(ctx context.Context, s *sighting, p *corev1.Pod) error {
