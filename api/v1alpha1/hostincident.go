@@ -87,18 +87,36 @@ type Attempt struct {
 	Message string `json:"message,omitempty"`
 }
 
-// Proof is why the host cannot write any more, in this boot.
-type Proof struct {
-	Strength ProofStrength `json:"strength"`
+// ProofPart is what one method contributes to a proof.
+type ProofPart struct {
 	Method   string        `json:"method"`
+	Strength ProofStrength `json:"strength"`
 	// Covers is Host or a list of CSI drivers.
 	// +listType=set
 	Covers []string `json:"covers"`
-	BootID string   `json:"bootID"`
 	// Identity that the device reported, normalised.
+	Identity  string `json:"identity"`
+	AttemptID string `json:"attemptID"`
+}
+
+// Proof is why the host cannot write any more, in this boot.
+type Proof struct {
+	// Strength is that of the weakest part.
+	Strength ProofStrength `json:"strength"`
+	// Method names the methods of all parts, separated by commas.
+	Method string `json:"method"`
+	// Covers is what the parts cover together: Host or a list of CSI drivers.
+	// +listType=set
+	Covers []string `json:"covers"`
+	BootID string   `json:"bootID"`
+	// Identity and AttemptID are those of the first part.
 	Identity      string      `json:"identity"`
 	AttemptID     string      `json:"attemptID"`
 	EstablishedAt metav1.Time `json:"establishedAt"`
+	// Parts are the methods that together cover every volume of every pod that was on the host.
+	// +listType=map
+	// +listMapKey=method
+	Parts []ProofPart `json:"parts,omitempty"`
 }
 
 // IncidentPod is one guarded pod of the host.

@@ -375,18 +375,36 @@ func settleAttempt(h *v1alpha1.HostIncident, s plan.Step, now time.Time) {
 }
 
 func (r *Reconciler) recordProof(w *world, found verdict.Found) {
-	for _, d := range w.devices {
-		if d.Method != found.Proof.Method {
-			continue
+	proof := v1alpha1.Proof{Strength: v1alpha1.ProofStrength(found.Proof.Strength.String()), Method: found.Proof.Methods(), BootID: w.incident.Spec.BootID,
+		EstablishedAt: metav1.Time{Time: r.Clock.Now()}}
+	for _, part := range found.Proof.Parts {
+		i := slices.IndexFunc(w.devices, func(d guard.Device) bool { return d.Method == part.Method })
+		if i < 0 {
+			return // it was read in this round, so it is there
 		}
-		covers := d.Driver.Describe().Coverage.Drivers
-		if d.Driver.Describe().Coverage.Host {
-			covers = []string{"Host"}
+		p := proofPart(part, w.devices[i])
+		proof.Parts = append(proof.Parts, p)
+		for _, c := range p.Covers {
+			if !slices.Contains(proof.Covers, c) {
+				proof.Covers = append(proof.Covers, c)
+			}
 		}
-		w.incident.Status.Proof = &v1alpha1.Proof{Strength: v1alpha1.ProofStrength(found.Proof.Strength.String()), Method: d.Method, Covers: covers,
-			BootID: w.incident.Spec.BootID, Identity: fencing.Normalise(d.SystemUUID), AttemptID: found.Proof.Attempt, EstablishedAt: metav1.Time{Time: r.Clock.Now()}}
-		r.event(w, "Warning", "ProofEstablished", "host %s is lost: %s was commanded Off and reads Off", w.seen.Host.Node, d.Method)
 	}
+	if len(proof.Parts) == 0 {
+		return
+	}
+	proof.Identity, proof.AttemptID = proof.Parts[0].Identity, proof.Parts[0].AttemptID
+	w.incident.Status.Proof = &proof
+	r.event(w, "Warning", "ProofEstablished", "host %s is lost: %s", w.seen.Host.Node, found.Findings[0].Because)
+}
+
+func proofPart(part verdict.Part, d guard.Device) v1alpha1.ProofPart {
+	covers := d.Driver.Describe().Coverage.Drivers
+	if d.Driver.Describe().Coverage.Host {
+		covers = []string{"Host"}
+	}
+	return v1alpha1.ProofPart{Method: d.Method, Strength: v1alpha1.ProofStrength(part.Strength.String()), Covers: covers,
+		Identity: fencing.Normalise(d.SystemUUID), AttemptID: part.Attempt}
 }
 
 // isolate gives one Off command: journal it, look again, decide again, command, journal the answer (invariants I2, I6, I9).

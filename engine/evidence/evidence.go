@@ -9,6 +9,7 @@ package evidence
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -301,32 +302,56 @@ type Power struct {
 // answers within it. Open incidents are looked at more often than that.
 const RunGap = 6 * time.Second
 
-// Covers reports whether an isolation by this method cuts volumes of the CSI driver.
+// Covers reports whether an isolation by this method cuts volumes of the CSI driver. A volume whose driver is not known is cut only with the host.
 func (p Power) Covers(driver string) bool {
-	if p.CoversHost {
-		return true
-	}
-	for _, d := range p.CoversDrivers {
-		if d == driver {
-			return true
-		}
-	}
-	return false
+	return p.CoversHost || (driver != "" && slices.Contains(p.CoversDrivers, driver))
 }
 
-// Short says in what an isolation by this method falls short of releasing the writers, or nothing if it does not (invariant I1).
-func (p Power) Short(writers []Writer, minimum Strength) string {
+// Weak says in what an isolation by this method, if it worked, would prove too little, or nothing if it would not.
+func (p Power) Weak(minimum Strength) string {
 	if p.Strength == StrengthNone || p.Strength < minimum {
 		return fmt.Sprintf("%s proves %s, and %s is asked for", p.Method, p.Strength, minimum)
 	}
+	return ""
+}
+
+// Uncut names the first volume of the writers that no isolation by any of the methods cuts, or nothing if every volume of every writer is cut by some
+// method, be it one or several together (invariant I1). A writer whose volumes are not known is cut only with the host.
+func Uncut(writers []Writer, by []Power) string {
+	cut := func(driver string) bool {
+		return slices.ContainsFunc(by, func(p Power) bool { return p.Covers(driver) })
+	}
 	for _, w := range writers {
+		if len(w.Volumes) == 0 && !cut("") {
+			return "of " + w.Name
+		}
 		for _, v := range w.Volumes {
-			if !p.Covers(v.Driver) {
-				return p.Method + " does not cut volume " + v.Claim
+			if !cut(v.Driver) {
+				return v.Claim
 			}
 		}
 	}
 	return ""
+}
+
+// Least returns the methods that it takes to cut every volume of the writers: the shortest run of those given, from the first on, without the ones that can
+// be spared. It returns nothing if all of them together leave a volume uncut; where there are no writers, the first will do.
+func Least(writers []Writer, by []Power) []Power {
+	for n := 1; n <= len(by); n++ {
+		if Uncut(writers, by[:n]) != "" {
+			continue
+		}
+		least := slices.Clone(by[:n])
+		for i := 0; i < len(least) && len(least) > 1; {
+			if rest := slices.Delete(slices.Clone(least), i, i+1); Uncut(writers, rest) == "" {
+				least = rest
+				continue
+			}
+			i++
+		}
+		return least
+	}
+	return nil
 }
 
 // Cluster is the observer's view of itself.

@@ -4,6 +4,8 @@
 package evidence
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -78,18 +80,68 @@ func TestLastLifeIsNeverBeforeTheObserver(t *testing.T) {
 	}
 }
 
-func TestShortNamesTheVolumeThatIsNotCut(t *testing.T) {
-	p := Power{Method: "fabric", Strength: StrengthPowerOff, CoversDrivers: []string{"a"}}
-	w := []Writer{{Volumes: []Volume{{Claim: "x", Driver: "a"}, {Claim: "y", Driver: "b"}}}}
-	if got := p.Short(w, StrengthPowerOff); got != "fabric does not cut volume y" {
+func TestUncutNamesTheVolumeThatNoMethodCuts(t *testing.T) {
+	a, b := Power{Method: "a", CoversDrivers: []string{"a"}}, Power{Method: "b", CoversDrivers: []string{"b", ""}}
+	host := Power{Method: "host", CoversHost: true}
+	two := []Writer{{Name: "w", Volumes: []Volume{{Claim: "x", Driver: "a"}, {Claim: "y", Driver: "b"}}}}
+	for _, c := range []struct {
+		what    string
+		writers []Writer
+		by      []Power
+		uncut   string
+	}{
+		{"one driver's method leaves the other's volume", two, []Power{a}, "y"},
+		{"nor does it cut that of another writer", append(slices.Clone(two[:0:0]), Writer{Volumes: two[0].Volumes[:1]}, Writer{Volumes: two[0].Volumes[1:]}), []Power{a}, "y"},
+		{"two methods together cut both", two, []Power{a, b}, ""},
+		{"the host's cuts everything", two, []Power{host}, ""},
+		{"a volume of unknown driver is cut with the host only", []Writer{{Volumes: []Volume{{Claim: "z"}}}}, []Power{a, b}, "z"},
+		{"so is a writer of unknown volumes", []Writer{{Name: "w"}}, []Power{a, b}, "of w"},
+		{"and is, with the host", []Writer{{Name: "w"}}, []Power{a, host}, ""},
+		{"nothing cuts nothing", two, nil, "x"},
+	} {
+		if got := Uncut(c.writers, c.by); got != c.uncut {
+			t.Errorf("%s: uncut is %q, want %q", c.what, got, c.uncut)
+		}
+	}
+}
+
+func TestLeastTakesAsFewMethodsAsItNeeds(t *testing.T) {
+	a, b := Power{Method: "a", CoversDrivers: []string{"a"}}, Power{Method: "b", CoversDrivers: []string{"b"}}
+	h1, h2 := Power{Method: "h1", CoversHost: true}, Power{Method: "h2", CoversHost: true}
+	two := []Writer{{Volumes: []Volume{{Claim: "x", Driver: "a"}, {Claim: "y", Driver: "b"}}}}
+	for _, c := range []struct {
+		by   []Power
+		want []string
+	}{
+		{[]Power{h1, h2}, []string{"h1"}},
+		{[]Power{a, h1, b}, []string{"h1"}},
+		{[]Power{a, b, h1}, []string{"a", "b"}},
+		{[]Power{a, a}, nil},
+		{nil, nil},
+	} {
+		var got []string
+		for _, p := range Least(two, c.by) {
+			got = append(got, p.Method)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("of %v it takes %v, want %v", c.by, got, c.want)
+		}
+	}
+	if got := Least(nil, []Power{b, h1}); len(got) != 1 || got[0].Method != "b" {
+		t.Errorf("without writers it takes %v, want the first", got)
+	}
+}
+
+func TestWeakSaysWhatIsAskedFor(t *testing.T) {
+	p := Power{Method: "fabric", Strength: StrengthPowerOff}
+	if got := p.Weak(StrengthPowerOff); got != "" {
+		t.Errorf("says %q of a method that is strong enough", got)
+	}
+	if got := p.Weak(StrengthPowerOff + 1); !strings.Contains(got, "fabric proves PowerOff") {
 		t.Errorf("says %q", got)
 	}
-	p.CoversHost = true
-	if got := p.Short(w, StrengthPowerOff); got != "" {
-		t.Errorf("says %q of a method that covers the host", got)
-	}
 	p.Strength = StrengthNone
-	if got := p.Short(nil, StrengthNone); got == "" {
+	if p.Weak(StrengthNone) == "" {
 		t.Error("a method that proves nothing is enough")
 	}
 }

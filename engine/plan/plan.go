@@ -8,6 +8,7 @@ package plan
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/holdfast-dev/holdfast/engine/evidence"
@@ -415,40 +416,51 @@ func (m *maker) changesState() bool {
 	return m.method.Method != "" && !slices.Contains(m.found.ReadsOff, m.method.Method)
 }
 
-// commandedAndOff: this incident gave an Off command, its device took it, and a trusted reading shows Off now.
+// commandedAndOff: this incident gave Off commands, the devices took them, and trusted readings show Off now for all that has to be cut.
 func (m *maker) commandedAndOff() bool {
+	var off []evidence.Power
 	for _, p := range m.seen.Power {
-		if m.commanded(p.Method) && slices.Contains(m.found.ReadsOff, p.Method) && m.short(p) == "" {
-			return true
+		if m.isOff(p) {
+			off = append(off, p)
 		}
 	}
-	return false
+	return len(evidence.Least(m.seen.Unreleased(), off)) > 0
+}
+
+// isOff is true of a method whose device took the command, and whose reading of Off is trusted.
+func (m *maker) isOff(p evidence.Power) bool {
+	return m.commanded(p.Method) && slices.Contains(m.found.ReadsOff, p.Method) && p.Weak(m.policy.MinimumProof) == ""
 }
 
 func (m *maker) commanded(method string) bool {
 	return m.count(method, evidence.AttemptAccepted, evidence.AttemptSettled) > 0
 }
 
-func (m *maker) short(p evidence.Power) string {
-	return p.Short(m.seen.Unreleased(), m.policy.MinimumProof)
-}
-
-// choose picks the first method, by level, that reads at all, belongs to this machine, is trusted, proves enough, and has not been in vain too often.
-// For a host that was declared lost and speaks, a method that lied is better than none.
+// choose picks the method to command next. Of those that are off already, have just gone off, or can be used, it takes as few as cut every volume of every
+// writer, by level, and of these the first that is not off. For a host that was declared lost and speaks, a method that lied is better than none.
 func (m *maker) choose() (evidence.Power, bool) {
+	var can []evidence.Power
 	why := ""
 	for _, p := range m.seen.Power {
-		if why = m.unusable(p); why == "" {
-			return p, true
+		not := m.unusable(p)
+		if not == "" || m.isOff(p) || m.pending(p) { // of what is pending, the brake on it holds
+			can = append(can, p)
+			continue
 		}
-		if m.pending(p) {
-			return p, true // and the brake on it holds
+		why = not
+	}
+	for _, p := range evidence.Least(m.seen.Unreleased(), can) {
+		if !m.isOff(p) {
+			return p, true
 		}
 	}
 	m.out.Next = nextHeld
 	if len(m.seen.Power) == 0 {
 		m.out.Blocked = "no FencingProfile can be used for this host: add one that selects it, or narrow those that overlap"
 		return evidence.Power{}, false
+	}
+	if len(can) > 0 {
+		why = strings.TrimPrefix(why+"; nothing that can be used cuts volume "+evidence.Uncut(m.seen.Unreleased(), can), "; ")
 	}
 	m.out.Blocked = "no fencing method can be used (" + why + "): repair the device, or power the host off by hand"
 	if m.found.Refuted {
@@ -476,8 +488,8 @@ func (m *maker) unusable(p evidence.Power) string {
 		return p.Method + " lied in this incident"
 	case slices.Contains(m.found.Contradicted, p.Method):
 		return p.Method + " reads Off while the host shows life"
-	case m.short(p) != "":
-		return m.short(p)
+	case p.Weak(m.policy.MinimumProof) != "":
+		return p.Weak(m.policy.MinimumProof)
 	case m.inVainJustNow(p.Method):
 		return p.Method + " failed a moment ago to take the command, or to say that it had"
 	case p.State == evidence.PowerOff && m.commanded(p.Method):
@@ -491,7 +503,7 @@ func (m *maker) unusable(p evidence.Power) string {
 
 // pending is true while a device that was commanded off has only just begun to read Off, and is all that is wanted otherwise.
 func (m *maker) pending(p evidence.Power) bool {
-	return m.short(p) == "" && m.power(p.Method) == evidence.PowerOff && m.commanded(p.Method) && !m.seen.Journal.Distrusts(p.Method) &&
+	return p.Weak(m.policy.MinimumProof) == "" && m.power(p.Method) == evidence.PowerOff && m.commanded(p.Method) && !m.seen.Journal.Distrusts(p.Method) &&
 		!slices.Contains(m.found.Contradicted, p.Method) && p.At.Sub(p.OffSince) < settling
 }
 
@@ -534,9 +546,9 @@ func (m *maker) lost() {
 		m.after()
 		return
 	}
-	because := "proof by " + m.found.Proof.Method
+	because := "proof by " + m.found.Proof.Methods()
 	if !m.seen.Journal.ProofRecorded {
-		m.do(Step{Kind: RecordProof, Target: m.found.Proof.Method, Because: m.because()})
+		m.do(Step{Kind: RecordProof, Target: m.found.Proof.Methods(), Because: m.because()})
 	}
 	if len(m.seen.Unreleased()) == 0 {
 		m.after()

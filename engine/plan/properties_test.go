@@ -44,11 +44,13 @@ func oneIn(t *rapid.T, n int, name string) bool { return rapid.IntRange(1, n).Dr
 // near one of two in which something irreversible is done, with only a few parts drawn anew: there it matters.
 func anySituation(t *rapid.T) situation {
 	s := drawn(t)
-	switch rapid.IntRange(0, 2).Draw(t, "near") {
+	switch rapid.IntRange(0, 3).Draw(t, "near") {
 	case 1:
 		return near(t, s, fencible())
 	case 2:
 		return near(t, s, releasable())
+	case 3:
+		return near(t, s, releasableTogether())
 	}
 	return s
 }
@@ -115,6 +117,18 @@ func releasable() situation {
 	s.seen.Node.Fenced = true
 	s.seen.Journal.Step = evidence.StepFencing
 	s.seen.Journal.Attempts = []evidence.Attempt{{ID: "a0", Method: "m0", State: evidence.AttemptSettled, Own: true, CallOver: true}}
+	return s
+}
+
+// releasableTogether is a host with a volume of each of two drivers, each cut by a method of its own.
+func releasableTogether() situation {
+	s := releasable()
+	s.seen.Writers[0].Volumes = append(s.seen.Writers[0].Volumes, evidence.Volume{Claim: "c2", Driver: "d1"})
+	s.seen.Power[0].CoversHost = false
+	second := s.seen.Power[0]
+	second.Method, second.Level, second.CoversDrivers = "m1", 2, []string{"d2"}
+	s.seen.Power = append(s.seen.Power, second)
+	s.seen.Journal.Attempts = append(s.seen.Journal.Attempts, evidence.Attempt{ID: "a1", Method: "m1", State: evidence.AttemptSettled, Own: true, CallOver: true})
 	return s
 }
 
@@ -216,7 +230,8 @@ func anyApp(t *rapid.T, i int) evidence.App {
 }
 
 func anyPower(t *rapid.T, i int, read evidence.Instant) evidence.Power {
-	p := evidence.Power{Method: fmt.Sprintf("m%d", i), Level: i + 1, Strength: evidence.StrengthPowerOff, CoversHost: !oneIn(t, 4, "partial"), CoversDrivers: []string{"d1"},
+	p := evidence.Power{Method: fmt.Sprintf("m%d", i), Level: i + 1, Strength: evidence.StrengthPowerOff, CoversHost: !oneIn(t, 4, "partial"),
+		CoversDrivers: []string{rapid.SampledFrom([]string{"d1", "d2"}).Draw(t, "cuts")},
 		State:    rapid.SampledFrom([]evidence.PowerState{evidence.PowerOff, evidence.PowerOff, evidence.PowerOn, evidence.PowerUnread, evidence.PowerGone}).Draw(t, "power"),
 		Identity: rapid.SampledFrom([]evidence.Identity{evidence.IdentityMatches, evidence.IdentityMatches, evidence.IdentityMatches, evidence.IdentityDiffers, evidence.IdentityUnchecked}).Draw(t, "identity"),
 		At:       read, HasOn: oneIn(t, 2, "was on"), LastOn: ago(span(t, "last on"))}
@@ -264,25 +279,39 @@ func anyJournal(t *rapid.T) evidence.Journal {
 	return j
 }
 
-// proven states I1, I3 and I4 for one device in other words than the engine's.
-func proven(s situation, p evidence.Power) bool {
+// proven states I1, I3 and I4 for all devices together in other words than the engine's: every volume of every writer is cut by a device that stands.
+func proven(s situation) bool {
+	for _, w := range s.seen.Writers {
+		for _, v := range w.Volumes {
+			cut := slices.ContainsFunc(s.seen.Power, func(p evidence.Power) bool {
+				return (p.CoversHost || slices.Contains(p.CoversDrivers, v.Driver)) && stands(s, p)
+			})
+			if !w.Finished && !cut {
+				return false
+			}
+		}
+	}
+	return slices.ContainsFunc(s.seen.Power, func(p evidence.Power) bool { return stands(s, p) })
+}
+
+// stands states what makes one device's Off count.
+func stands(s situation, p evidence.Power) bool {
 	n, j := s.seen.Node, s.seen.Journal
 	commanded := slices.ContainsFunc(j.Attempts, func(a evidence.Attempt) bool {
 		return a.Method == p.Method && (a.State == evidence.AttemptAccepted || a.State == evidence.AttemptSettled)
 	})
-	covered := !slices.ContainsFunc(s.seen.Writers, func(w evidence.Writer) bool {
-		return !w.Finished && !p.CoversHost && w.Volumes[0].Driver != "d1"
-	})
 	return n.Read && !n.Missing && s.seen.Listed && s.seen.Lease.Read && j.Open() &&
 		n.BootID == "b1" && n.UID == "u1" && n.SystemUUID == "m1" && n.Fenced &&
 		p.State == evidence.PowerOff && p.Identity == evidence.IdentityMatches && p.At >= n.At &&
-		commanded && covered && !slices.Contains(j.Distrusted, p.Method) && quietSince(s.seen, p.OffSince+evidence.Instant(time.Second)) &&
+		commanded && !slices.Contains(j.Distrusted, p.Method) && quietSince(s.seen, p.OffSince+evidence.Instant(time.Second)) &&
 		quietSince(s.seen, p.At-evidence.Instant(3*time.Second)) && !otherReadsOn(s.seen, p)
 }
 
+// otherReadsOn: another trusted device of this machine reads On, of the host if this one is of the host, or of a volume that this one cuts.
 func otherReadsOn(s evidence.Snapshot, p evidence.Power) bool {
 	return slices.ContainsFunc(s.Power, func(o evidence.Power) bool {
-		return o.Method != p.Method && o.State == evidence.PowerOn && o.Identity == evidence.IdentityMatches && !slices.Contains(s.Journal.Distrusted, o.Method)
+		same := p.CoversHost == o.CoversHost && (p.CoversHost || slices.Equal(p.CoversDrivers, o.CoversDrivers))
+		return same && o.Method != p.Method && o.State == evidence.PowerOn && o.Identity == evidence.IdentityMatches && !slices.Contains(s.Journal.Distrusted, o.Method)
 	})
 }
 
@@ -318,7 +347,7 @@ func TestI1ReleaseOnlyOnProof(t *testing.T) {
 		if !has(p, plan.TaintOutOfService, plan.DeletePod) {
 			return
 		}
-		if slices.ContainsFunc(s.seen.Power, func(pw evidence.Power) bool { return proven(s, pw) }) {
+		if proven(s) {
 			return
 		}
 		n := s.seen.Node

@@ -150,7 +150,7 @@ func (w *World) isolate(s plan.Step) {
 	if d.Identity != evidence.IdentityMatches {
 		w.Broken = append(w.Broken, w.clock()+": commanded a device that is not this machine's")
 	}
-	state := d.takes(w)
+	state := d.takes(w, d)
 	if w.eyes.power[s.Target].State != evidence.PowerOff && state != evidence.AttemptFailed {
 		w.Budget.Used++
 	}

@@ -25,6 +25,7 @@ var phrases = []phrase{
 	// What there is.
 	{"app <pod>", func(w *World, a []string) error { w.AddPod(a[0], "csi.example.org"); return nil }},
 	{"app <pod> on driver <driver>", func(w *World, a []string) error { w.AddPod(a[0], a[1]); return nil }},
+	{"app <pod> on drivers <driver> and <driver>", func(w *World, a []string) error { w.AddPod(a[0], a[1], a[2]); return nil }},
 	{"device <method>", func(w *World, a []string) error { w.AddDevice(a[0]); return nil }},
 	{"device <method> cuts only driver <driver>", func(w *World, a []string) error {
 		d := w.AddDevice(a[0])
@@ -87,7 +88,7 @@ var phrases = []phrase{
 	{"device <method> refuses commands", onDevice(func(d *device) { d.takes = answering(evidence.AttemptFailed) })},
 	{"device <method> swallows commands", onDevice(func(d *device) { d.takes = answering(evidence.AttemptUnclear) })},
 	{"device <method> loses its answers", onDevice(func(d *device) {
-		d.takes = func(w *World) evidence.AttemptState { w.accept(); return evidence.AttemptUnclear }
+		d.takes = func(w *World, d *device) evidence.AttemptState { w.accept(d); return evidence.AttemptUnclear }
 	})},
 	{"device <method> belongs to another machine", onDevice(func(d *device) { d.Identity = evidence.IdentityDiffers })},
 	{"device <method> does not say whose it is", onDevice(func(d *device) { d.Identity = evidence.IdentityUnchecked })},
@@ -142,8 +143,8 @@ func onDevice(do func(*device)) func(*World, []string) error {
 	}
 }
 
-func answering(s evidence.AttemptState) func(*World) evidence.AttemptState {
-	return func(*World) evidence.AttemptState { return s }
+func answering(s evidence.AttemptState) func(*World, *device) evidence.AttemptState {
+	return func(*World, *device) evidence.AttemptState { return s }
 }
 
 func says(w *World, method, state string) error {

@@ -149,12 +149,8 @@ func (w *World) lookAtApp(p *pod) {
 }
 
 func (w *World) lookAtDevice(d *device) {
-	truth := evidence.PowerOff
-	if w.host.powered {
-		truth = evidence.PowerOn
-	}
 	p, was := d.Power, w.eyes.power[d.Method]
-	p.State, p.At = d.answer(truth), evidence.Instant(w.now)
+	p.State, p.At = d.answer(d.truth(w)), evidence.Instant(w.now)
 	p.Said, p.OffSince, p.HasOff, p.LastOff, p.HasOn, p.LastOn = was.Said, was.OffSince, was.HasOff, was.LastOff, was.HasOn, was.LastOn
 	switch {
 	case p.State == evidence.PowerUnread:

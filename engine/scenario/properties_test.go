@@ -5,6 +5,7 @@ package scenario
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +51,21 @@ func newHistory(t *rapid.T) *history {
 	return h
 }
 
+// newCutHistory has devices that cut the volumes of one driver each, and leave the host running.
+func newCutHistory(t *rapid.T) *history {
+	h := &history{World: NewWorld("node-3", "b1"), t: t, boots: 1}
+	h.Budget.Max = 100
+	h.AddPod("db-0", "csi.example.org", "csi.other.org")
+	h.AddPod("db-1", "csi.example.org")
+	for method, driver := range map[string]string{"fabric": "csi.example.org", "array": "csi.other.org"} {
+		d := h.AddDevice(method)
+		d.CoversHost, d.CoversDrivers = false, []string{driver}
+	}
+	slices.SortFunc(h.devices, func(a, b *device) int { return strings.Compare(b.Method, a.Method) })
+	h.Advance(warmUp)
+	return h
+}
+
 func (h *history) utter(sentence string) {
 	if sentence == "boot" {
 		h.boots++
@@ -64,7 +80,7 @@ func (h *history) utter(sentence string) {
 func (h *history) something(sentences []string) string {
 	switch rapid.IntRange(0, 9).Draw(h.t, "kind") {
 	case 0, 1:
-		return "device " + rapid.SampledFrom([]string{"ipmi", h.devices[len(h.devices)-1].Method}).Draw(h.t, "device") + " " + rapid.SampledFrom(deviceTroubles).Draw(h.t, "trouble")
+		return "device " + rapid.SampledFrom([]string{h.devices[0].Method, h.devices[len(h.devices)-1].Method}).Draw(h.t, "device") + " " + rapid.SampledFrom(deviceTroubles).Draw(h.t, "trouble")
 	case 2:
 		return "policy " + rapid.SampledFrom(settings).Draw(h.t, "setting")
 	default:
@@ -95,8 +111,10 @@ func (h *history) round() {
 	if before < 0 && len(r.Done) > 0 && r.Done[len(r.Done)-1].Kind == plan.Isolate && !settledFirst(r.Done) {
 		h.fail("commanded while an attempt was not settled")
 	}
-	if r.Found.Class == verdict.Lost && r.Found.Proof.Fresh && h.host.powered && h.host.boot == h.incident.BootID {
-		h.fail("declared lost while it runs")
+	for _, p := range h.pods {
+		if r.Found.Class == verdict.Lost && r.Found.Proof.Fresh && h.host.boot == h.incident.BootID && h.mayWrite(p) {
+			h.fail("declared lost while " + p.Name + " may write")
+		}
 	}
 	if len(h.Broken) > 0 {
 		h.fail(strings.Join(h.Broken, "; "))
@@ -126,6 +144,11 @@ func (h *history) past() {
 // TestHonestDevicesNeverRelease a host that may still write, whatever happens to host, network, API, leader and the devices' own way to answer.
 func TestHonestDevicesNeverRelease(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) { newHistory(t).past() })
+}
+
+// TestCutVolumesNeverRelease a pod of which one volume is not cut.
+func TestCutVolumesNeverRelease(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) { newCutHistory(t).past() })
 }
 
 // TestLiarsAreCaughtByWhateverAnswers: a device that says Off, whatever it is told, releases nothing as long as the host's kernel answers the leader.

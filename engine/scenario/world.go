@@ -11,6 +11,7 @@ package scenario
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/holdfast-dev/holdfast/engine/evidence"
@@ -48,6 +49,8 @@ type World struct {
 	incidents  int
 	successors []evidence.Successor
 	attached   []evidence.Attachment
+	// cut are the methods that keep the host from the volumes they cover.
+	cut map[string]bool
 
 	eyes observer
 	// life counts the observers that there have been.
@@ -94,7 +97,15 @@ type pod struct {
 type device struct {
 	evidence.Power
 	answer func(truth evidence.PowerState) evidence.PowerState
-	takes  func(w *World) evidence.AttemptState
+	takes  func(w *World, d *device) evidence.AttemptState
+}
+
+// truth is what an honest device says: of its host, or of the volumes that it cuts.
+func (d *device) truth(w *World) evidence.PowerState {
+	if (d.CoversHost && !w.host.powered) || (!d.CoversHost && w.cut[d.Method]) {
+		return evidence.PowerOff
+	}
+	return evidence.PowerOn
 }
 
 type cluster struct {
@@ -114,6 +125,7 @@ func NewWorld(name, boot string) *World {
 		host:    host{name: name, uid: "node-uid-1", machine: "machine-1", boot: boot},
 		cluster: cluster{hosts: 3},
 		moves:   map[Move]bool{},
+		cut:     map[string]bool{},
 	}
 	w.host.node = evidence.Node{Read: true, UID: w.host.uid, SystemUUID: w.host.machine}
 	w.host.toAPI, w.host.toUs = true, true
@@ -130,13 +142,20 @@ func (w *World) rise() {
 	w.postStatus()
 }
 
-// AddPod puts a guarded pod with one volume on the host.
-func (w *World) AddPod(name, driver string) {
+// AddPod puts a guarded pod on the host, with one volume of each driver.
+func (w *World) AddPod(name string, drivers ...string) {
 	uid := fmt.Sprintf("uid-%s", name)
-	volume := evidence.Volume{Claim: "data-" + name, Driver: driver, Handle: "vol-" + name}
+	var volumes []evidence.Volume
+	for i, driver := range drivers {
+		claim := "data-" + name
+		if i > 0 {
+			claim = fmt.Sprintf("data%d-%s", i+1, name)
+		}
+		volumes = append(volumes, evidence.Volume{Claim: claim, Driver: driver, Handle: "vol-" + name})
+	}
 	w.pods = append(w.pods, &pod{serves: true, probed: true, ready: true,
-		Writer: evidence.Writer{App: "shop/" + name, Namespace: "shop", Name: name, UID: uid, BootID: w.host.boot, Volumes: []evidence.Volume{volume}}})
-	w.attached = append(w.attached, evidence.Attachment{Name: "att-" + name, Volume: volume.Handle, Attached: true})
+		Writer: evidence.Writer{App: "shop/" + name, Namespace: "shop", Name: name, UID: uid, BootID: w.host.boot, Volumes: volumes}})
+	w.attached = append(w.attached, evidence.Attachment{Name: "att-" + name, Volume: "vol-" + name, Attached: true})
 }
 
 // AddDevice gives the host a fence device on the next level. It obeys, tells the truth, and covers the host.
@@ -153,8 +172,13 @@ func always(s evidence.PowerState) func(evidence.PowerState) evidence.PowerState
 	return func(evidence.PowerState) evidence.PowerState { return s }
 }
 
-func (w *World) accept() evidence.AttemptState {
+func (w *World) accept(d *device) evidence.AttemptState {
 	w.after(300*time.Millisecond, func() {
+		if !d.CoversHost {
+			w.tell("the host is cut from the volumes of %s by command", strings.Join(d.CoversDrivers, ", "))
+			w.cut[d.Method] = true
+			return
+		}
 		if w.host.powered {
 			w.tell("the host's power goes off by command")
 			w.losePower()
@@ -245,6 +269,7 @@ func (w *World) bootAs(boot string) {
 	h := &w.host
 	h.powered, h.runtimeDown, h.boot = true, false, boot
 	h.toAPI, h.toUs = true, true
+	clear(w.cut) // whoever switches a host on gives it its volumes back
 	here := func() bool { return h.powered && h.boot == boot }
 	w.after(7*time.Second, func() { h.kernel, h.userspace = here(), here() })
 	w.after(9*time.Second, func() {
@@ -265,9 +290,15 @@ func (w *World) bootAs(boot string) {
 	})
 }
 
-// mayWrite is the truth that everything is about: the process of that pod exists, running or frozen.
+// mayWrite is the truth that everything is about: the process of that pod exists, running or frozen, and one of its volumes is not cut.
 func (w *World) mayWrite(p *pod) bool {
-	return w.host.powered && w.host.boot == p.BootID && !p.Finished
+	var cutting []evidence.Power
+	for _, d := range w.devices {
+		if w.cut[d.Method] {
+			cutting = append(cutting, d.Power)
+		}
+	}
+	return w.host.powered && w.host.boot == p.BootID && !p.Finished && evidence.Uncut([]evidence.Writer{p.Writer}, cutting) != ""
 }
 
 func (w *World) tell(format string, args ...any) {

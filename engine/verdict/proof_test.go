@@ -4,6 +4,7 @@
 package verdict_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +26,7 @@ func provenOff() (evidence.Snapshot, verdict.Policy) {
 // TestEveryPartOfTheProofCounts takes one part of a full proof away at a time: the host is not lost, and the words say what is missing.
 func TestEveryPartOfTheProofCounts(t *testing.T) {
 	s, p := provenOff()
-	if found := verdict.Decide(s, p); found.Class != verdict.Lost || !found.Proof.Fresh || found.Proof.Attempt != "off-1" || found.Proof.Method != "ipmi" {
+	if found := verdict.Decide(s, p); found.Class != verdict.Lost || !found.Proof.Fresh || !slices.Equal(found.Proof.Parts, []verdict.Part{{Method: "ipmi", Attempt: "off-1", Strength: evidence.StrengthPowerOff}}) {
 		t.Fatalf("full proof gives %s, %+v", found.Class, found.Proof)
 	}
 	for missing, take := range map[string]func(*evidence.Snapshot, *verdict.Policy){

@@ -66,18 +66,41 @@ func proofRefuted(in sight) (string, bool) {
 	return "", false
 }
 
-// proofRestsOnLiar names a distrusted method that was commanded, unless a trusted one has been seen off by command too.
+// proofRestsOnLiar names a distrusted method that was commanded, unless trusted ones that have been seen off by command cut all that it cuts.
 func (in sight) proofRestsOnLiar() string {
-	liar := ""
+	var trusted []evidence.Power
 	for _, a := range in.Journal.Attempts {
-		switch {
-		case in.Journal.Distrusts(a.Method) && a.State != evidence.AttemptFailed:
-			liar = a.Method
-		case !in.Journal.Distrusts(a.Method) && a.State == evidence.AttemptSettled:
-			return ""
+		if !in.Journal.Distrusts(a.Method) && a.State == evidence.AttemptSettled {
+			trusted = append(trusted, in.power(a.Method))
 		}
 	}
-	return liar
+	for _, a := range in.Journal.Attempts {
+		if in.Journal.Distrusts(a.Method) && a.State != evidence.AttemptFailed && !cutsAll(trusted, in.power(a.Method)) {
+			return a.Method
+		}
+	}
+	return ""
+}
+
+// cutsAll reports whether the methods cut together whatever another one cuts.
+func cutsAll(by []evidence.Power, other evidence.Power) bool {
+	covers := func(driver string) bool {
+		return slices.ContainsFunc(by, func(p evidence.Power) bool { return p.Covers(driver) })
+	}
+	if other.CoversHost {
+		return covers("")
+	}
+	return !slices.ContainsFunc(other.CoversDrivers, func(driver string) bool { return !covers(driver) })
+}
+
+// power is what is known of a method; one that is not configured any more is taken to cover the host, as it must have when it was chosen alone.
+func (in sight) power(method string) evidence.Power {
+	for _, pw := range in.Power {
+		if pw.Method == method {
+			return pw
+		}
+	}
+	return evidence.Power{Method: method, CoversHost: true}
 }
 
 func (in sight) offSince(method string) evidence.Instant {
@@ -103,7 +126,15 @@ func verifiedOff(in sight) (string, bool) {
 	if !in.proof.Fresh {
 		return "", false
 	}
-	return fmt.Sprintf("%s was commanded Off (%s), the Node is tainted, and it reads Off since", in.proof.Method, in.proof.Attempt), true
+	var parts []string
+	for _, p := range in.proof.Parts {
+		parts = append(parts, fmt.Sprintf("%s was commanded Off (%s)", p.Method, p.Attempt))
+	}
+	verb := "it reads Off"
+	if len(parts) > 1 {
+		verb = "all of them read Off"
+	}
+	return fmt.Sprintf("%s, the Node is tainted, and %s since", strings.Join(parts, ", "), verb), true
 }
 
 // lossIsComplete is true when proof was established and nothing is left to release.
@@ -171,14 +202,16 @@ func deviceContradicted(in sight) (string, bool) {
 
 // powerReadsOff believes a device only where something else points the same way: a late lease, or an application that fails its probes on a
 // host whose port does not answer either, and no application that serves. A device that lies about a host which is well starts nothing.
+// A method that only cuts volumes says nothing of the host.
 func powerReadsOff(in sight) (string, bool) {
-	if len(in.readsOff) == 0 || len(in.serving) > 0 || in.heardLately() {
+	off := slices.DeleteFunc(slices.Clone(in.readsOff), func(method string) bool { return !in.power(method).CoversHost })
+	if len(off) == 0 || len(in.serving) > 0 || in.heardLately() {
 		return "", false
 	}
 	if !in.late && (len(in.failing) == 0 || !in.Port.Silent()) {
 		return "", false
 	}
-	because := strings.Join(in.readsOff, ", ") + " reads Off for this machine, and nothing has shown life since"
+	because := strings.Join(off, ", ") + " reads Off for this machine, and nothing has shown life since"
 	if !in.proof.Fresh {
 		because += "; not proof yet: " + in.proofGap
 	}

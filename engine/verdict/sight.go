@@ -19,6 +19,9 @@ const (
 	quiet = 3 * time.Second
 )
 
+// noDevice is the gap in the proof where nothing else is known.
+const noDevice = "no device reads Off for this machine"
+
 // sight is a snapshot with what the rules ask of it worked out once.
 type sight struct {
 	evidence.Snapshot
@@ -35,7 +38,7 @@ type sight struct {
 }
 
 func look(s evidence.Snapshot, p Policy) sight {
-	in := sight{Snapshot: s, policy: p, late: p.Late(s.Lease), proofGap: "no device reads Off for this machine"}
+	in := sight{Snapshot: s, policy: p, late: p.Late(s.Lease), proofGap: noDevice}
 	for _, a := range s.Apps {
 		switch {
 		case !a.Exclusive: // whoever answers there, or does not, may be another pod
@@ -50,7 +53,14 @@ func look(s evidence.Snapshot, p Policy) sight {
 			in.weigh(pw)
 		}
 	}
-	for _, pw := range s.Power {
+	in.prove()
+	return in
+}
+
+// prove puts the proof together: of every method whose reading of Off proves something, as few as cut every volume of every writer.
+func (in *sight) prove() {
+	var proving []evidence.Power
+	for _, pw := range in.Power {
 		if !slices.Contains(in.readsOff, pw.Method) {
 			continue
 		}
@@ -58,11 +68,26 @@ func look(s evidence.Snapshot, p Policy) sight {
 			in.proofGap = gap
 			continue
 		}
-		attempt, _ := commandedBy(s.Journal, pw.Method)
-		in.proof = Proof{Method: pw.Method, Attempt: attempt, Strength: pw.Strength, Fresh: true}
-		break
+		proving = append(proving, pw)
 	}
-	return in
+	if len(proving) == 0 {
+		return
+	}
+	writers := in.Unreleased()
+	if volume := evidence.Uncut(writers, proving); volume != "" {
+		if in.proofGap == noDevice {
+			in.proofGap = "what is proven off does not cut volume " + volume
+		}
+		return
+	}
+	in.proof = Proof{Fresh: true}
+	for _, pw := range evidence.Least(writers, proving) {
+		attempt, _ := commandedBy(in.Journal, pw.Method)
+		in.proof.Parts = append(in.proof.Parts, Part{Method: pw.Method, Attempt: attempt, Strength: pw.Strength})
+		if in.proof.Strength == evidence.StrengthNone || pw.Strength < in.proof.Strength {
+			in.proof.Strength = pw.Strength
+		}
+	}
 }
 
 // weigh believes a device that says Off, or says why not. Life that came after Off refutes it; older life does not.
@@ -86,7 +111,7 @@ func (in *sight) weigh(pw evidence.Power) {
 		in.proofGap = pw.Method + " reads Off, but " + who + " showed life since"
 		return
 	}
-	if other := in.readOnSince(pw.OffSince); other != "" {
+	if other := in.readOnSince(pw); other != "" {
 		in.proofGap = fmt.Sprintf("%s reads Off, but %s reads On", pw.Method, other)
 		return
 	}
@@ -97,20 +122,30 @@ func (in *sight) weigh(pw evidence.Power) {
 	in.readsOff = append(in.readsOff, pw.Method)
 }
 
-// readOnSince names a trusted device of this machine that reads On, or has read On since the instant given and cannot be read now.
-func (in *sight) readOnSince(off evidence.Instant) string {
+// readOnSince names a trusted device that contradicts one that reads Off: one of this machine and of the same coverage reads On, or has read On since the
+// other began to read Off and cannot be read now.
+func (in *sight) readOnSince(off evidence.Power) string {
 	for _, pw := range in.Power {
 		on := pw.State == evidence.PowerOn && pw.Identity == evidence.IdentityMatches
-		wasOn := pw.State != evidence.PowerOff && pw.HasOn && pw.LastOn >= off
-		if (on || wasOn) && !in.Journal.Distrusts(pw.Method) {
+		wasOn := pw.State != evidence.PowerOff && pw.HasOn && pw.LastOn >= off.OffSince
+		if (on || wasOn) && sameThing(pw, off) && !in.Journal.Distrusts(pw.Method) {
 			return pw.Method
 		}
 	}
 	return ""
 }
 
-// gap says why a device that reads Off does not yet prove, in this very snapshot, that nothing on the host can write (invariants I1, I3, I4).
-// It is empty when it does.
+// sameThing reports whether two methods speak of the same thing, so that On of one contradicts Off of the other: a volume may be cut while its host is on.
+// A method whose coverage is not known may speak of anything.
+func sameThing(a, b evidence.Power) bool {
+	if (!a.CoversHost && len(a.CoversDrivers) == 0) || (!b.CoversHost && len(b.CoversDrivers) == 0) || (a.CoversHost && b.CoversHost) {
+		return true
+	}
+	return !a.CoversHost && !b.CoversHost && slices.ContainsFunc(a.CoversDrivers, b.Covers)
+}
+
+// gap says why a device that reads Off does not yet prove, in this very snapshot, that nothing on the host can write to what the device cuts
+// (invariants I1, I3, I4). It is empty when it does.
 func (in *sight) gap(pw evidence.Power) string {
 	_, commanded := commandedBy(in.Journal, pw.Method)
 	switch {
@@ -133,7 +168,7 @@ func (in *sight) gap(pw evidence.Power) string {
 	case !in.late && in.Lease.Age <= in.policy.Contrast(in.Lease):
 		return "the lease is only " + span(in.Lease.Age) + " old, and could still be renewed if " + pw.Method + " lied"
 	default:
-		return pw.Short(in.Unreleased(), in.policy.MinimumProof)
+		return pw.Weak(in.policy.MinimumProof)
 	}
 }
 

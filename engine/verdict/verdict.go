@@ -9,6 +9,7 @@ package verdict
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/holdfast-dev/holdfast/engine/evidence"
@@ -114,11 +115,28 @@ func (f Found) Rule() string {
 
 // Proof is why nothing on the host can write any more, in its boot. The zero value is no proof.
 type Proof struct {
-	Method   string
-	Attempt  string
+	// Parts are the methods that together cut every volume of every writer that is not released, in order of level.
+	Parts []Part
+	// Strength is that of the weakest part.
 	Strength evidence.Strength
 	// Fresh is true when the proof was read in this very snapshot; only a fresh proof releases (invariant I6).
 	Fresh bool
+}
+
+// Part is what one method contributes to a proof.
+type Part struct {
+	Method   string
+	Attempt  string
+	Strength evidence.Strength
+}
+
+// Methods names the methods of the proof.
+func (p Proof) Methods() string {
+	var names []string
+	for _, part := range p.Parts {
+		names = append(names, part.Method)
+	}
+	return strings.Join(names, ", ")
 }
 
 // measure is the span by which a lease is judged: StaleAfter, or the lease's own duration, or what a kubelet asks for by default.
@@ -176,7 +194,7 @@ func Decide(s evidence.Snapshot, p Policy) Found {
 	case "VerifiedOff":
 		found.Proof = in.proof
 	case "LossStands":
-		found.Proof = Proof{Method: in.proof.Method, Strength: in.proof.Strength}
+		found.Proof = Proof{Parts: in.proof.Parts, Strength: in.proof.Strength}
 	}
 	found.Refuted = found.has("ProofRefuted")
 	found.Liars = in.liars(found.Refuted)
