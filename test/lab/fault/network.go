@@ -19,6 +19,8 @@ type Plane string
 const (
 	// API is the API servers.
 	API Plane = "api"
+	// HostAPI is the API servers as the host itself reaches them: its kubelet and its proxy, but not its pods.
+	HostAPI Plane = "host-api"
 	// Peers is the other hosts and their pods.
 	Peers Plane = "peers"
 	// Storage is the array.
@@ -30,13 +32,14 @@ const (
 )
 
 // Planes lists them.
-var Planes = []Plane{API, Peers, Storage, BMC, All}
+var Planes = []Plane{API, HostAPI, Peers, Storage, BMC, All}
 
 // addresses of the planes but All, see docs/spec/lab.md. A host's own address
 // and pods are among its peers': packets to or from those never pass its
 // uplink the other way round.
 var addresses = map[Plane]string{
 	API:     "10.90.0.2, 10.90.0.3",
+	HostAPI: "10.90.0.2, 10.90.0.3",
 	Peers:   "10.90.0.101-10.90.0.199, 10.91.0.0/16",
 	Storage: "10.90.0.10",
 	BMC:     "10.90.0.200-10.90.0.254",
@@ -49,6 +52,9 @@ func ParsePlane(s string) (Plane, error) {
 	}
 	return "", fmt.Errorf("plane %q is none of %v", s, Planes)
 }
+
+// hosts are the hosts' own addresses.
+const hosts = "10.90.0.101-10.90.0.199"
 
 // Direction is which packets a cut drops, as the host sees them. A set of two bits.
 type Direction uint8
@@ -175,22 +181,28 @@ func (r rules) sortedConnections() []Connection {
 	return sorted
 }
 
+// match selects packets of a plane, whose address is there, while the host's is here.
+func (p Plane) match(there, here string) string {
+	switch p {
+	case All:
+		return "meta protocol { ip, ip6 }"
+	case HostAPI:
+		return fmt.Sprintf("ip %s { %s } ip %s { %s }", there, addresses[p], here, hosts)
+	default:
+		return fmt.Sprintf("ip %s { %s }", there, addresses[p])
+	}
+}
+
 // script is the nft script that replaces the table by these rules. The comment
 // of each rule is what read understands.
 func (r rules) script(uplink string) string {
 	var in, out strings.Builder
 	for _, plane := range Planes {
-		match := func(side string) string {
-			if plane == All {
-				return "meta protocol { ip, ip6 }"
-			}
-			return fmt.Sprintf("ip %s { %s }", side, addresses[plane])
-		}
 		if r.cuts[plane]&In != 0 {
-			fmt.Fprintf(&in, "    %s counter drop comment \"%s%s\"\n", match("saddr"), cutMark, plane)
+			fmt.Fprintf(&in, "    %s counter drop comment \"%s%s\"\n", plane.match("saddr", "daddr"), cutMark, plane)
 		}
 		if r.cuts[plane]&Out != 0 {
-			fmt.Fprintf(&out, "    %s counter drop comment \"%s%s\"\n", match("daddr"), cutMark, plane)
+			fmt.Fprintf(&out, "    %s counter drop comment \"%s%s\"\n", plane.match("daddr", "saddr"), cutMark, plane)
 		}
 	}
 	for _, c := range r.sortedConnections() {

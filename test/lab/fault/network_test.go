@@ -55,6 +55,18 @@ func TestEachPlaneIsCutAloneAndForPodsToo(t *testing.T) {
 	}
 }
 
+func TestTheHostsOwnWayToTheAPIIsCutWithoutItsPods(t *testing.T) {
+	w := newWorld(t)
+	w.cut(HostAPI, Both)
+	for _, name := range []string{"api", "api2"} {
+		w.wantSilence(w.host, farAddresses[name], "the host to "+name)
+		w.wantReach(w.pod, farAddresses[name], "its pod to "+name)
+	}
+	w.wantReach(w.host, farAddresses["storage"], "the host to the array")
+	w.heal(HostAPI, Both)
+	w.wantCut()
+}
+
 func TestCutsAddUpAndHealOneByOne(t *testing.T) {
 	w := newWorld(t)
 	w.heal(API, Both) // nothing is cut: nothing to do
@@ -91,7 +103,7 @@ func TestConcurrentCutsAreAllKept(t *testing.T) {
 		}
 	}
 	cuts.Wait()
-	w.wantCuts(map[Plane]Direction{API: Both, Peers: Both, Storage: Both, BMC: Both, All: Both})
+	w.wantCuts(map[Plane]Direction{API: Both, HostAPI: Both, Peers: Both, Storage: Both, BMC: Both, All: Both})
 }
 
 func TestEstablishedConnectionsStallAndGoOn(t *testing.T) {

@@ -73,7 +73,15 @@ func Scan(path string, use func(line []byte) error) error {
 		return err
 	}
 	defer file.Close()
-	reader := bufio.NewReaderSize(file, 64<<10)
+	if err := ScanFrom(file, use); err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	return nil
+}
+
+// ScanFrom is Scan of what a reader yields.
+func ScanFrom(from io.Reader, use func(line []byte) error) error {
+	reader := bufio.NewReaderSize(from, 64<<10)
 	var long []byte // start of a line that did not fit into the reader
 	for {
 		part, err := reader.ReadSlice('\n')
@@ -85,7 +93,7 @@ func Scan(path string, use func(line []byte) error) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("read %s: %w", path, err)
+			return err
 		}
 		line := part
 		if len(long) > 0 {

@@ -76,7 +76,7 @@ func newNetChange(verb, short string, do func(*lab.Host, context.Context, fault.
 			return printResult(cmd, result, text)
 		},
 	}
-	cmd.Flags().StringVar(&planeName, "plane", "", "api, peers, storage, bmc or all")
+	cmd.Flags().StringVar(&planeName, "plane", "", "api, host-api, peers, storage, bmc or all")
 	cmd.Flags().StringVar(&directionName, "direction", "both", "as the host sees it: in, out or both")
 	if err := cmd.MarkFlagRequired("plane"); err != nil {
 		panic(err) // the flag is defined above
