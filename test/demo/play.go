@@ -41,7 +41,7 @@ func (d *demo) play(ctx context.Context) error {
 		return err
 	}
 	d.host = host
-	if _, err := d.s.Place(ctx, host); err != nil {
+	if _, err := d.s.Place(ctx, host, d.s.Actor); err != nil {
 		return fmt.Errorf("bring the ledger to %s: %w", host, err)
 	}
 	d.title("The ledger", "what is being guarded")

@@ -1,12 +1,14 @@
 // Copyright The Holdfast Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package e2e plays scenes against Holdfast as it is deployed: in the cluster of a lab, by config/default, with fast timings. The environment
-// variable HOLDFAST_E2E_LAB names a lab to play on, made if need be, that stays up afterwards.
+// Package e2e plays scenes against Holdfast as it is deployed: in the cluster of a lab, by config/default. Tests play with fast timings; make e2e plays the
+// numbered cases at length, with those of Kubernetes. The environment variable HOLDFAST_E2E_LAB names a lab to play on, made if need be, that stays up
+// afterwards.
 package e2e
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"testing"
@@ -24,10 +26,15 @@ var theatre struct {
 	stays  bool
 	raised bool
 	*stage.Stage
-	err error
+	// actors are on the stage beside the ledger.
+	actors []*stage.Actor
+	err    error
 }
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) int {
 	if theatre.name, theatre.stays = os.LookupEnv("HOLDFAST_E2E_LAB"); !theatre.stays {
@@ -59,7 +66,8 @@ func raise(t *testing.T) *stage.Stage {
 		ctx, cancel := context.WithTimeout(context.Background(), raiseWithin)
 		defer cancel()
 		begin := time.Now()
-		theatre.Stage, theatre.err = stage.Raise(ctx, stage.Options{Lab: theatre.name, FenceBudget: 50, Progress: func(line string) { fmt.Fprintln(os.Stderr, line) }})
+		theatre.Stage, theatre.err = stage.Raise(ctx, stage.Options{Lab: theatre.name, Timings: timings(), APIServers: 2, FenceBudget: 50,
+			Progress: func(line string) { fmt.Fprintln(os.Stderr, line) }})
 		if theatre.err != nil && theatre.Stage != nil {
 			t.Log(theatre.Diagnose(ctx))
 		}

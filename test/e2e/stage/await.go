@@ -145,21 +145,24 @@ func unwell(conditions []metav1.Condition) []string {
 	return out
 }
 
-// AwaitApp waits for the GuardedStatefulApp to reach something.
-func (s *Stage) AwaitApp(ctx context.Context, what string, reached func(*v1alpha1.GuardedStatefulApp) bool) (*v1alpha1.GuardedStatefulApp, error) {
-	return awaitObject(ctx, s, &v1alpha1.GuardedStatefulAppList{}, what, func(g *v1alpha1.GuardedStatefulApp) bool {
-		return g.Namespace == Namespace && g.Name == App && reached(g)
-	})
-}
-
 // AwaitIncident waits for an incident of the host to reach something. Incidents that are over count too: choose by what is wanted.
 func (s *Stage) AwaitIncident(ctx context.Context, host, what string, reached func(*v1alpha1.HostIncident) bool) (*v1alpha1.HostIncident, error) {
 	return awaitObject(ctx, s, &v1alpha1.HostIncidentList{}, what, func(h *v1alpha1.HostIncident) bool { return h.Spec.NodeName == host && reached(h) })
 }
 
-// AwaitPod waits for the ledger's pod to reach something.
-func (s *Stage) AwaitPod(ctx context.Context, what string, reached func(*corev1.Pod) bool) (*corev1.Pod, error) {
-	return awaitObject(ctx, s, &corev1.PodList{}, what, func(p *corev1.Pod) bool { return p.Namespace == Namespace && p.Name == Pod && reached(p) })
+// AwaitNoOpenIncident waits until every incident is over.
+func (s *Stage) AwaitNoOpenIncident(ctx context.Context) error {
+	open := []*v1alpha1.HostIncident{}
+	err := follow(ctx, s.Client, &v1alpha1.HostIncidentList{}, nil, func(now map[string]*v1alpha1.HostIncident) bool {
+		open = slices.DeleteFunc(slices.Collect(maps.Values(now)), func(h *v1alpha1.HostIncident) bool {
+			return h.Status.Step == v1alpha1.StepClosed || h.Status.Step == v1alpha1.StepRetired
+		})
+		return len(open) == 0
+	})
+	if err != nil {
+		err = fmt.Errorf("waiting for the end of every incident: %w; there is %s", err, sketches(open))
+	}
+	return err
 }
 
 // AwaitGone waits until no pod has the UID any more.

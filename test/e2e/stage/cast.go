@@ -5,7 +5,6 @@ package stage
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -48,12 +47,6 @@ func NodeReady(n *corev1.Node) bool {
 	})
 }
 
-// Ledger returns the ledger's pod.
-func (s *Stage) Ledger(ctx context.Context) (*corev1.Pod, error) {
-	var p corev1.Pod
-	return &p, s.Client.Get(ctx, types.NamespacedName{Namespace: Namespace, Name: Pod}, &p)
-}
-
 // leads is the pod that holds the leader's lease; other leases have none.
 func leads(l *coordinationv1.Lease) string {
 	if l.Namespace != HoldfastNamespace || l.Name != leaderLease || l.Spec.HolderIdentity == nil {
@@ -91,30 +84,6 @@ func (s *Stage) FreeHost(ctx context.Context) (string, error) {
 		err = fmt.Errorf("every host has a pod of Holdfast; if they stay, raise the stage with more hosts: %w", err)
 	}
 	return free, err
-}
-
-// Place brings the ledger to the host as an administrator would, by a graceful delete with the other hosts cordoned, and waits until it is
-// Ready there and its client is served.
-func (s *Stage) Place(ctx context.Context, host string) (*corev1.Pod, error) {
-	old, err := s.Ledger(ctx)
-	if err != nil || old.Spec.NodeName == host {
-		return old, err
-	}
-	others := slices.DeleteFunc(s.hostNames(), func(name string) bool { return name == host })
-	if _, err := s.Kubectl(ctx, append([]string{"cordon"}, others...)...); err != nil {
-		return nil, err
-	}
-	if err := s.Client.Delete(ctx, old); err != nil {
-		return nil, err
-	}
-	moved, err := s.AwaitPod(ctx, "the ledger on "+host, func(p *corev1.Pod) bool {
-		return p.UID != old.UID && p.Spec.NodeName == host && PodReady(p)
-	})
-	_, uncordon := s.Kubectl(ctx, append([]string{"uncordon"}, others...)...)
-	if err := errors.Join(err, uncordon); err != nil {
-		return nil, err
-	}
-	return moved, s.AwaitServed(ctx)
 }
 
 func (s *Stage) hostNames() []string {

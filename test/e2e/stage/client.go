@@ -5,7 +5,9 @@ package stage
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -97,19 +99,20 @@ func readyEndpoints(all map[string]*discoveryv1.EndpointSlice) []string {
 }
 
 // followEndpoints records until the stage is left.
-func (s *Stage) followEndpoints() error {
-	dir := filepath.Join(s.Lab.StateDir(), "stage")
+func (a *Actor) followEndpoints() error {
+	s := a.stage
+	dir := filepath.Join(s.Lab.StateDir(), "stage", a.Name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	s.Endpoints = &Endpoints{file: filepath.Join(dir, "endpoints"), tell: s.tell}
-	s.acks = filepath.Join(dir, "acks.jsonl")
-	where := []client.ListOption{client.InNamespace(Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: Service}}
+	a.Endpoints = &Endpoints{file: filepath.Join(dir, "endpoints"), tell: s.tell}
+	a.acks = filepath.Join(dir, "acks.jsonl")
+	where := []client.ListOption{client.InNamespace(Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: a.Name + "-front"}}
 	s.running.Go(func() {
 		// It ends with the stage. That an API server does not answer is part of the play: follow is called again.
 		_ = await.Until(s.playing, "the end", func() (bool, error) {
 			_ = follow(s.playing, s.Client, &discoveryv1.EndpointSliceList{}, where, func(now map[string]*discoveryv1.EndpointSlice) bool {
-				s.Endpoints.see(now)
+				a.Endpoints.see(now)
 				return false
 			})
 			return s.playing.Err() != nil, nil
@@ -118,41 +121,53 @@ func (s *Stage) followEndpoints() error {
 	return nil
 }
 
-// startClient lets ledger-client append from outside the hosts until the lab goes down or the stage is left by StopClient.
-func (s *Stage) startClient(ctx context.Context) error {
-	if old, err := s.Lab.Process("ledger-client"); err != nil || !old.Alive() {
-		_, err := s.Lab.Spawn(ctx, lab.Process{Name: "ledger-client", NetNS: s.Lab.NetNS("client"),
-			Args: []string{s.programs.client, "--endpoints-file", s.Endpoints.file, "--out", s.acks}})
-		if err != nil {
+// startClient lets ledger-client append from outside the hosts until the lab goes down.
+func (a *Actor) startClient(ctx context.Context) error {
+	name := "client-" + a.Name
+	if old, err := a.stage.Lab.Process(name); err != nil || !old.Alive() {
+		args := []string{a.stage.programs.client, "--endpoints-file", a.Endpoints.file, "--out", a.acks}
+		if a.Interval != "" {
+			args = append(args, "--interval", a.Interval)
+		}
+		if _, err := a.stage.Lab.Spawn(ctx, lab.Process{Name: name, NetNS: a.stage.Lab.NetNS("client"), Args: args}); err != nil {
 			return err
 		}
 	}
-	return s.AwaitServed(ctx)
+	return a.AwaitServed(ctx)
 }
 
 // AwaitServed waits until the client gets an acknowledgement for something that it asked for from now on.
-func (s *Stage) AwaitServed(ctx context.Context) error {
+func (a *Actor) AwaitServed(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
-	since := mono.Nanoseconds()
+	since, from := mono.Nanoseconds(), a.acked()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		last, err := s.LastAck()
-		if err != nil || last > since {
+		acks, err := a.acksFrom(from, since)
+		if err != nil || len(acks) > 0 {
 			return err
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for an acknowledgement: %w; endpoints: %+v", ctx.Err(), s.Endpoints.Changes())
+			return fmt.Errorf("waiting for an acknowledgement of %s: %w; endpoints: %+v", a.Name, ctx.Err(), a.Endpoints.Changes())
 		}
 	}
 }
 
+// acked is how many bytes of acknowledgements there are, in whole lines or not.
+func (a *Actor) acked() int64 {
+	found, err := os.Stat(a.acks)
+	if err != nil {
+		return 0 // none yet
+	}
+	return found.Size()
+}
+
 // LastAck is when the client got its last acknowledgement, CLOCK_MONOTONIC in nanoseconds; 0 for never.
-func (s *Stage) LastAck() (int64, error) {
-	acks, err := s.Acks(0)
+func (a *Actor) LastAck() (int64, error) {
+	acks, err := a.Acks(0)
 	if err != nil || len(acks) == 0 {
 		return 0, err
 	}
@@ -160,9 +175,28 @@ func (s *Stage) LastAck() (int64, error) {
 }
 
 // Acks are the acknowledgements since a moment.
-func (s *Stage) Acks(since int64) ([]mono.Stamp, error) {
+func (a *Actor) Acks(since int64) ([]mono.Stamp, error) { return a.acksFrom(0, since) }
+
+// acksFrom reads from an offset in the file, which may be in the middle of a line.
+func (a *Actor) acksFrom(offset, since int64) ([]mono.Stamp, error) {
+	file, err := os.Open(a.acks)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	if _, err := file.Seek(offset, io.SeekStart); err != nil {
+		return nil, err
+	}
 	var acks []mono.Stamp
-	err := jsonl.Scan(s.acks, func(line []byte) error {
+	torn := offset > 0
+	err = jsonl.ScanFrom(file, func(line []byte) error {
+		if torn {
+			torn = false
+			return nil
+		}
 		stamp, err := decode[mono.Stamp](line)
 		if err == nil && stamp.Mono >= since {
 			acks = append(acks, stamp)

@@ -22,7 +22,6 @@ import (
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/hack/pinned"
 	"github.com/holdfast-dev/holdfast/hack/tools"
-	"github.com/holdfast-dev/holdfast/test/lab"
 )
 
 // startWithin bounds each wait of Raise. It is for a machine with other things to do.
@@ -88,24 +87,12 @@ func (s *Stage) kustomize(ctx context.Context, dir string) ([]byte, error) {
 	return out, nil
 }
 
-func (s *Stage) manifest(name string) string {
-	return filepath.Join(s.Lab.Root(), "test", "e2e", "manifests", name)
-}
-
-// startLedger makes the volume, starts the StatefulSet and follows its Service.
+// startLedger brings the first ledger on, unguarded so far.
 func (s *Stage) startLedger(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
-	if err := s.Lab.CreateVolume(ctx, lab.Volume{Name: Volume, Claim: "data-" + Pod, Namespace: Namespace}); err != nil {
-		return err
-	}
-	if _, err := s.Kubectl(ctx, "apply", "--server-side", "-f", s.manifest("ledger.yaml")); err != nil {
-		return err
-	}
-	if err := s.followEndpoints(); err != nil {
-		return err
-	}
-	_, err := s.AwaitPod(ctx, "the ledger to be ready", PodReady)
+	var err error
+	s.Actor, err = s.engage(ctx, lead)
 	return err
 }
 
@@ -127,15 +114,17 @@ func (s *Stage) guardLedger(ctx context.Context) error {
 	if _, err := s.kubectl(ctx, profile, "apply", "--server-side", "-f", "-"); err != nil {
 		return err
 	}
-	if _, err := s.Kubectl(ctx, "apply", "--server-side", "-f", s.manifest("guard.yaml")); err != nil {
-		return err
+	if s.used {
+		if err := s.clear(ctx); err != nil {
+			return err
+		}
 	}
-	return s.AwaitReady(ctx)
+	return s.guard(ctx)
 }
 
 // profile is the manifest of that name with the BMCs of the lab's hosts, however many they are.
 func (s *Stage) profile() ([]byte, error) {
-	text, err := os.ReadFile(s.manifest("profile.yaml"))
+	text, err := os.ReadFile(filepath.Join(s.Lab.Root(), "test", "e2e", "manifests", "profile.yaml"))
 	if err != nil {
 		return nil, err
 	}
@@ -153,14 +142,6 @@ func (s *Stage) profile() ([]byte, error) {
 		Metadata        metav1.ObjectMeta           `json:"metadata"`
 		Spec            v1alpha1.FencingProfileSpec `json:"spec"`
 	}{p.TypeMeta, p.ObjectMeta, p.Spec}) // without a status, which is not ours
-}
-
-// AwaitReady waits until the app is guarded and well.
-func (s *Stage) AwaitReady(ctx context.Context) error {
-	_, err := s.AwaitApp(ctx, "the app to be Ready", func(g *v1alpha1.GuardedStatefulApp) bool {
-		return Is(g.Status.Conditions, v1alpha1.ConditionReady)
-	})
-	return err
 }
 
 // Kubectl runs kubectl as the administrator and returns what it printed, errors included.

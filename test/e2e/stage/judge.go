@@ -54,9 +54,9 @@ func (j Judgement) Guilty() error {
 	return err
 }
 
-// Judge runs ledger-check over everything since the stage was raised.
-func (s *Stage) Judge(ctx context.Context) (Judgement, error) {
-	return s.judge(ctx, "--volume", Volume, "--acks", s.acks)
+// Judge runs ledger-check over everything that the actor ever did.
+func (a *Actor) Judge(ctx context.Context) (Judgement, error) {
+	return a.stage.judge(ctx, "--volume", a.Volume(), "--acks", a.acks)
 }
 
 // JudgeVolume runs ledger-check over everything that was ever written to a volume, whoever's it is. Nothing acknowledged is known of it.
@@ -118,8 +118,9 @@ type Writer struct {
 	MaxGap time.Duration
 }
 
-// Writers tells who wrote to the ledger's volume between two moments, in the order of first writes. What the array refused does not count.
-func (s *Stage) Writers(ctx context.Context, since, until int64) ([]Writer, error) {
+// Writers tells who wrote to the actor's volume between two moments, in the order of first writes. What the array refused does not count.
+func (a *Actor) Writers(ctx context.Context, since, until int64) ([]Writer, error) {
+	s := a.stage
 	if err := s.FlushArray(ctx); err != nil {
 		return nil, err
 	}
@@ -135,7 +136,7 @@ func (s *Stage) Writers(ctx context.Context, since, until int64) ([]Writer, erro
 	var writers []Writer
 	err := jsonl.Scan(filepath.Join(s.Lab.StateDir(), "array", "writes.jsonl"), func(line []byte) error {
 		w, err := decode[write](line)
-		if err != nil || w.Volume != Volume || w.Result != "ok" || w.Op != "" || w.Mono < since || w.Mono > until {
+		if err != nil || w.Volume != a.Volume() || w.Result != "ok" || w.Op != "" || w.Mono < since || w.Mono > until {
 			return err
 		}
 		i := slices.IndexFunc(writers, func(k Writer) bool { return k.Host == w.Host && k.Boot == w.Boot && k.Epoch == w.Epoch })

@@ -32,11 +32,10 @@ const (
 	// Namespace is the guarded app's, HoldfastNamespace the operator's.
 	Namespace         = "shop"
 	HoldfastNamespace = "holdfast-system"
-	// App is the GuardedStatefulApp and its StatefulSet, Pod its only pod, Volume its volume on the array, Service what the client follows.
-	App     = "ledger"
-	Pod     = "ledger-0"
-	Volume  = "ledger-0"
-	Service = "ledger-front"
+	// App is the first ledger's GuardedStatefulApp and StatefulSet, Pod its only pod, Volume its volume on the array.
+	App    = "ledger"
+	Pod    = "ledger-0"
+	Volume = "ledger-0"
 )
 
 // Options say what Raise brings up. The zero value of a field is its default.
@@ -45,6 +44,8 @@ type Options struct {
 	Lab string
 	// Hosts is how many hosts a new lab has. Default 3.
 	Hosts int
+	// APIServers is how many API servers a new lab has. Default 1.
+	APIServers int
 	// Timings of a new lab. Default fast.
 	Timings lab.Timings
 	// WithoutHoldfast leaves Holdfast out: no operator, no policies, no guard.
@@ -62,8 +63,8 @@ type Stage struct {
 	Lab *lab.Lab
 	// Client is the administrator's.
 	Client client.WithWatch
-	// Endpoints records what the Service led to.
-	Endpoints *Endpoints
+	// Actor is the ledger that is always there; Enter brings on others.
+	*Actor
 
 	config   *rest.Config
 	options  Options
@@ -73,7 +74,6 @@ type Stage struct {
 	playing            context.Context //nolint:containedctx // the life of the watches and of the client
 	stop               context.CancelFunc
 	running            sync.WaitGroup
-	acks               string
 }
 
 // Raise brings everything up and returns once the ledger serves its client and, with Holdfast, is guarded: GuardConfig PoliciesEffective and
@@ -97,7 +97,7 @@ func Raise(ctx context.Context, o Options) (*Stage, error) {
 		{"installing Holdfast", s.installHoldfast},
 		{"starting the ledger", s.startLedger},
 		{"guarding the ledger", s.guardLedger},
-		{"starting the ledger's client", s.startClient},
+		{"starting the ledger's client", func(ctx context.Context) error { return s.startClient(ctx) }},
 		{"stopping the BMCs", s.stopBMCs},
 	} {
 		if !s.plays(step.what) {
@@ -145,7 +145,8 @@ func (s *Stage) openLab(ctx context.Context) error {
 	if err != nil {
 		s.tell("making lab " + s.options.Lab)
 		lines := &lineWriter{to: s.options.Progress}
-		l, err = lab.Up(ctx, lab.Options{Name: s.options.Lab, Hosts: s.options.Hosts, Timings: s.options.Timings, Progress: lines})
+		l, err = lab.Up(ctx, lab.Options{Name: s.options.Lab, Hosts: s.options.Hosts, APIServers: s.options.APIServers,
+			Timings: s.options.Timings, Progress: lines})
 	}
 	if err != nil {
 		return err

@@ -1,0 +1,208 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bytes"
+	"encoding/csv"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfast-dev/holdfast/test/lab"
+)
+
+// The numbered cases are played in two ways: a fast slice of them with every test run, on a lab of fast timings; and all of them, by `make e2e`, with the
+// timings of Kubernetes, which leaves a row of docs/results/e2e/rows.csv for every variant.
+var (
+	full  = flag.Bool("full", false, "play every variant of the numbered cases with the timings of Kubernetes, and record a row for each")
+	cases = flag.String("cases", "", "which numbered cases to play, separated by commas; a case may be narrowed to variants that begin with a text, as in 3/killed; empty means all")
+	seed  = flag.Uint64("seed", 1, "from which the moments of faults are drawn, in a full run")
+)
+
+// variant is one way to play a numbered case.
+type variant struct {
+	name string
+	// fast says that it belongs to the fast slice.
+	fast bool
+	play func(*testing.T)
+}
+
+// playCase plays what is wanted of a numbered case. A full run leaves out what has a row that passed, of this commit and seed.
+func playCase(t *testing.T, number int, variants ...variant) {
+	t.Helper()
+	for _, v := range variants {
+		if !*full && !v.fast || !wanted(number, v.name) {
+			continue
+		}
+		if !*full {
+			t.Run(v.name, v.play)
+			continue
+		}
+		r := results{number: number, variant: v.name}
+		if done, err := r.passed(); err != nil {
+			t.Fatal(err)
+		} else if done {
+			t.Logf("case %d, %s: %s has a row of this commit that passed", number, v.name, r.path())
+			continue
+		}
+		begin := time.Now()
+		ok := t.Run(v.name, v.play)
+		if err := r.record(ok, time.Since(begin)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func wanted(number int, variant string) bool {
+	if *cases == "" {
+		return true
+	}
+	return slices.ContainsFunc(strings.Split(*cases, ","), func(c string) bool {
+		n, beginning, _ := strings.Cut(c, "/")
+		return n == strconv.Itoa(number) && strings.HasPrefix(variant, beginning)
+	})
+}
+
+// timings of the lab that the theatre makes.
+func timings() lab.Timings {
+	if *full {
+		return lab.DefaultTimings
+	}
+	return lab.FastTimings
+}
+
+// pick returns what a wait is worth by the timings that are played.
+func pick(fast, byDefault time.Duration) time.Duration {
+	if *full {
+		return byDefault
+	}
+	return fast
+}
+
+// phase waits for a moment drawn from the seed within one interval of the kubelet's renewals, so that the fault meets all periods of the cluster at
+// any point. In the fast slice it does not wait.
+func (s *scene) phase() {
+	if !*full {
+		return
+	}
+	drawn := rand.New(rand.NewPCG(*seed, uint64(len(rows)))) //nolint:gosec // a draw, not a secret
+	wait := time.NewTimer(time.Duration(drawn.Int64N(int64(10 * time.Second))))
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+	case <-s.ctx.Done():
+	}
+}
+
+// results is what a variant leaves behind in the table of results.
+type results struct {
+	number  int
+	variant string
+}
+
+var header = append([]string{"commit", "seed", "case", "variant", "timings", "outcome", "took"}, columns...)
+
+func (results) path() string { return filepath.Join("..", "..", "docs", "results", "e2e", "rows.csv") }
+
+// commit is the last one that changed anything but results; "-dirty" says that the checkout differs from it.
+func commit() (string, error) {
+	but := []string{"--", "../..", ":!../../docs/results"}
+	hash, err := git(append([]string{"log", "-1", "--format=%h", "--abbrev=12"}, but...)...)
+	if err != nil {
+		return "", err
+	}
+	changed, err := git(append([]string{"status", "--porcelain"}, but...)...)
+	if changed != "" {
+		hash += "-dirty"
+	}
+	return hash, err
+}
+
+func git(args ...string) (string, error) {
+	var errs bytes.Buffer
+	cmd := exec.Command("git", args...)
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("git %s: %w: %s", strings.Join(args, " "), err, errs.String())
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// passed reports whether the table has a row for this very commit, seed and variant that passed.
+func (r results) passed() (bool, error) {
+	key, err := r.key()
+	if err != nil {
+		return false, err
+	}
+	text, err := os.ReadFile(r.path())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	lines, err := csv.NewReader(bytes.NewReader(text)).ReadAll()
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", r.path(), err)
+	}
+	want := append(key, "passed")
+	return slices.ContainsFunc(lines, func(line []string) bool { return slices.Equal(line[:len(want)], want) }), nil
+}
+
+func (r results) key() ([]string, error) {
+	hash, err := commit()
+	return []string{hash, strconv.FormatUint(*seed, 10), strconv.Itoa(r.number), r.variant, string(timings())}, err
+}
+
+// record appends the row, with the times that the scene played last has measured.
+func (r results) record(passed bool, took time.Duration) error {
+	line, err := r.key()
+	if err != nil {
+		return err
+	}
+	line = append(line, map[bool]string{true: "passed", false: "failed"}[passed], seconds(took))
+	for _, c := range columns {
+		d, measured := lastTimes()[c]
+		if !measured {
+			line = append(line, "")
+			continue
+		}
+		line = append(line, seconds(d))
+	}
+	if err := os.MkdirAll(filepath.Dir(r.path()), 0o755); err != nil {
+		return err
+	}
+	file, err := os.OpenFile(r.path(), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	w := csv.NewWriter(file)
+	if at, err := file.Seek(0, 2); err == nil && at == 0 {
+		_ = w.Write(header) // the writer keeps its error
+	}
+	_ = w.Write(line)
+	w.Flush()
+	return errors.Join(w.Error(), file.Close())
+}
+
+func lastTimes() map[string]time.Duration {
+	if len(rows) == 0 {
+		return nil
+	}
+	return rows[len(rows)-1].times
+}
+
+func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', 3, 64) }

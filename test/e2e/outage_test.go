@@ -1,0 +1,128 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/test/e2e/stage"
+	"github.com/holdfast-dev/holdfast/test/lab/events"
+	"github.com/holdfast-dev/holdfast/test/lab/fault"
+	"github.com/holdfast-dev/holdfast/test/lab/mono"
+)
+
+// TestCase5AllKubeletsCut: every kubelet loses the API at once. We are the impaired ones: nothing is fenced, evicted or taken out of traffic, and all is quiet
+// again afterwards.
+func TestCase5AllKubeletsCut(t *testing.T) {
+	playCase(t, 5,
+		variant{"the managers keep the API", false, func(t *testing.T) { allCut(t, fault.HostAPI) }},
+		variant{"the managers lose it too", false, func(t *testing.T) { allCut(t, fault.API) }},
+	)
+}
+
+// outage is how long the cut lasts. The fast one is past NotReady and eviction by its timings.
+func outage() time.Duration { return pick(45*time.Second, 3*time.Minute) }
+
+func allCut(t *testing.T, plane fault.Plane) {
+	s := play(t, free, company...)
+	s.begin()
+	for _, h := range s.Lab.Hosts() {
+		s.must(h.Cut(s.ctx, plane, fault.Both))
+	}
+	for _, h := range s.Lab.Hosts() {
+		_, err := s.AwaitNode(s.soon(), h.Name(), "NotReady", func(n *corev1.Node) bool { return !stage.NodeReady(n) })
+		s.must(err)
+	}
+	s.mark("detected")
+	var pods []*corev1.Pod
+	for _, p := range s.guarded() {
+		pods = append(pods, p.pod)
+	}
+	if gone, err := s.AwaitAnyGone(s.within(outage()-time.Duration(mono.Nanoseconds()-s.since)), pods...); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("%s was let go: %v", gone, err)
+	}
+	s.mark("held")
+	for _, h := range s.Lab.Hosts() {
+		s.must(h.Heal(s.ctx, plane, fault.Both))
+	}
+	for _, h := range s.Lab.Hosts() {
+		_, err := s.AwaitNode(s.soon(), h.Name(), "Ready and without taints", func(n *corev1.Node) bool {
+			return stage.NodeReady(n) && len(n.Spec.Taints) == 0
+		})
+		s.must(err)
+	}
+	s.allClosed()
+	s.mark("recovered")
+	s.sameContainers()
+	until := mono.Nanoseconds()
+	s.neverStopped(until)
+	s.nothingFenced()
+	s.nothingEvicted()
+	s.servedThroughout(plane, until)
+	s.judged()
+}
+
+// allClosed waits until no incident is open.
+func (s *scene) allClosed() {
+	s.Helper()
+	s.must(s.AwaitNoOpenIncident(s.soon()))
+}
+
+// nothingFenced: no device of any host was commanded, and no Node tainted by us.
+func (s *scene) nothingFenced() {
+	s.Helper()
+	for _, h := range s.Lab.Hosts() {
+		calls, err := s.Calls(h.Name(), s.since)
+		s.must(err)
+		if offs := stage.Offs(calls); len(offs) > 0 {
+			s.Errorf("%s was commanded off: %+v", h.Name(), offs)
+		}
+		tainted, err := s.Asked(s.since, events.Query{Verbs: []string{"patch", "update"}, Resource: "nodes", Name: h.Name(), Match: func(r events.Request) bool {
+			return r.Code == 200 && stage.ByHoldfast(r) && strings.Contains(string(r.Sent), v1alpha1.TaintFenced)
+		}})
+		s.must(err)
+		if len(tainted) > 0 {
+			s.Errorf("%s was tainted: %s", h.Name(), tainted[0])
+		}
+	}
+}
+
+// nothingEvicted: nobody deleted or evicted a guarded pod with success.
+func (s *scene) nothingEvicted() {
+	s.Helper()
+	for _, p := range s.guarded() {
+		q := events.ToPod(stage.Namespace, p.pod.Name)
+		found, err := s.Asked(s.since, q)
+		s.must(err)
+		for _, r := range found {
+			if r.Code/100 == 2 && (r.Verb == "delete" || r.Subresource == "eviction") {
+				s.Errorf("%s was taken away: %s", p.Name, r)
+			}
+		}
+	}
+}
+
+// servedThroughout: where a manager has the API, it keeps every endpoint. Where none has, Kubernetes takes them out of the API's lists, but neither does any
+// host learn of it: what counts then is what hosts see, from the moment that they reach the API again.
+func (s *scene) servedThroughout(plane fault.Plane, until int64) {
+	s.Helper()
+	if plane == fault.HostAPI {
+		s.gaps(until)
+		return
+	}
+	s.times["gap"] = 0
+	healed := s.since + int64(s.times["held"])
+	for _, p := range s.guarded() {
+		gap := p.Endpoints.Gap(healed, until)
+		s.times["gap"] = max(s.times["gap"], gap)
+		s.Logf("the Service of %s led nowhere for %v while no host could know, and for %v after that", p.Name, p.Endpoints.Gap(s.since, healed), gap)
+	}
+}
