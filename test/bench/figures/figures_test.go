@@ -219,13 +219,13 @@ func TestMarkdownTellsGoodAndBad(t *testing.T) {
 		rows = append(rows, recovered(Guarded, i+1, 3000, 7000, 7500, 7600, 9000+100*i))
 	}
 	rows = append(rows, recovered(Deployment, 1, 50000, 350000, 352000, 700000, 705000), censored(StatefulSet, 1, 720*time.Second))
-	text := Markdown(Scene{Seed: 7, Machine: "a machine", Lab: "a lab"}, rows)
+	text := Markdown(7, "a machine", OfSeed(append(rows, Row{Case: Case{Seed: 8, Kind: Guarded}, Outcome: Censored}), 7))
 	for _, want := range []string{
 		"| P1 Holdfast, API-only | 10 | 10 | 9.40 s | 9.80 s | 9.90 s | 1.0 | 0 of 10 (at 95 %: below 30 %) |",
 		"| B1 stock Deployment, Recreate | 1 | 1 | 705 s | 705 s | 705 s | 75.0 | 0 of 1 (at 95 %: below 100 %) |",
 		"| B0 stock StatefulSet | 1 | 0 | > 720 s | > 720 s | > 720 s | > 77 |",
 		"Goal P3, at most 15.00 s with the application's own start included, holds in every case: slower were 0 of 10 (at 95 %: below 30 %).",
-		"seed 7", "`abc`", "a machine", "a lab", "What dominates: until proof",
+		"seed 7", "`abc`", "- Scene: a machine\n", "What dominates: until proof",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not in:\n%s", want, text)
@@ -233,7 +233,7 @@ func TestMarkdownTellsGoodAndBad(t *testing.T) {
 	}
 	rows[3].Marks[FirstWrite] = Goal + time.Millisecond
 	rows[4].Interleavings = 1
-	text = Markdown(Scene{Seed: 7}, rows)
+	text = Markdown(7, "", rows)
 	for _, want := range []string{"does not hold: slower were 1 of 10.", "| 1 of 10 |"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not in:\n%s", want, text)

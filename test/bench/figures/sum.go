@@ -48,6 +48,11 @@ func (s Sum) rank(sorted []time.Duration, percent int) (time.Duration, bool) {
 	return sorted[i], true
 }
 
+// OfSeed selects the rows of one run.
+func OfSeed(rows []Row, seed uint64) []Row {
+	return slices.DeleteFunc(slices.Clone(rows), func(r Row) bool { return r.Seed != seed })
+}
+
 // Of selects the rows of a kind.
 func Of(rows []Row, kind Kind) []Row {
 	return slices.DeleteFunc(slices.Clone(rows), func(r Row) bool { return r.Kind != kind })

@@ -13,12 +13,8 @@ import (
 // Goal is P3: from the fault to the first write elsewhere, application start included.
 const Goal = 15 * time.Second
 
-// Scene is where the rows come from, for the reader.
-type Scene struct {
-	Seed    uint64
-	Machine string
-	Lab     string
-}
+// ScenePrefix begins the line that tells the scene.
+const ScenePrefix = "- Scene: "
 
 var names = map[Kind]string{
 	Guarded:     "P1 Holdfast, API-only",
@@ -39,12 +35,12 @@ var stretches = map[Mark]string{
 	FirstWrite: "first write (application start)",
 }
 
-// Markdown tells what the rows say.
-func Markdown(scene Scene, rows []Row) string {
+// Markdown tells what the rows of one seed say; scene is where they come from, in a line.
+func Markdown(seed uint64, scene string, rows []Row) string {
 	var out strings.Builder
 	fmt.Fprintf(&out, "# Failover after a loss of power\n\n")
-	fmt.Fprintf(&out, "Written by `make bench-failover` from [rows.csv](rows.csv), seed %d; [what rows mean](../README.md).\n\n", scene.Seed)
-	fmt.Fprintf(&out, "- Commit: %s\n- Machine: %s\n- Lab: %s\n", strings.Join(commits(rows), ", "), scene.Machine, scene.Lab)
+	fmt.Fprintf(&out, "Written by `make bench-failover` from the rows of seed %d in [rows.csv](rows.csv); [what rows mean](../README.md).\n\n", seed)
+	fmt.Fprintf(&out, "- Commit: %s\n%s%s\n", strings.Join(commits(rows), ", "), ScenePrefix, scene)
 	fmt.Fprintf(&out, "- T0: %s\n\n", spread(Of(rows, Guarded)))
 	whole(&out, rows)
 	goal(&out, Of(rows, Guarded))

@@ -165,6 +165,11 @@ func (s *Stage) AwaitNoOpenIncident(ctx context.Context) error {
 	return err
 }
 
+// AwaitAnyPod waits for some pod of the cluster to reach something.
+func (s *Stage) AwaitAnyPod(ctx context.Context, what string, reached func(*corev1.Pod) bool) (*corev1.Pod, error) {
+	return awaitObject(ctx, s, &corev1.PodList{}, what, reached)
+}
+
 // AwaitGone waits until no pod has the UID any more.
 func (s *Stage) AwaitGone(ctx context.Context, pod *corev1.Pod) error {
 	err := follow(ctx, s.Client, &corev1.PodList{}, []client.ListOption{client.InNamespace(pod.Namespace)}, func(now map[string]*corev1.Pod) bool {
