@@ -7,6 +7,8 @@ IMG ?= holdfast.dev/manager:dev
 TESTFLAGS ?=
 # What the demo may be told, such as DEMOFLAGS=--keep.
 DEMOFLAGS ?=
+# What the bench may be told, such as BENCHFLAGS='--n 20 --seed 7'; make bench-failover BENCHFLAGS=--help lists it.
+BENCHFLAGS ?=
 # Which mutants, by the names of their patches; none named means all.
 MUTANTS ?=
 
@@ -113,6 +115,12 @@ test-lab: bin/gotestsum ## Test the lab, and both scenes on it (root).
 .PHONY: mutate
 mutate: deps components ## Take every safety feature away, one at a time, and show which test notices (half an hour).
 	go run ./hack/mutate $(MUTANTS)
+
+.PHONY: bench-failover
+bench-failover: deps components ## Measure failover after a loss of power against what Kubernetes does by itself (root; half an hour).
+	@go build -trimpath -o bin/lab ./test/lab/cmd/lab
+	@mkdir -p out && go build -trimpath -o out/bench ./test/bench
+	@$(alone) out/bench $(BENCHFLAGS)
 
 .PHONY: lint
 lint: bin/golangci-lint ## Run the linters, the import law and the clock law among them.

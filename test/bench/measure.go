@@ -222,10 +222,17 @@ func (b *bench) markPath(p played, row figures.Row) error {
 	}
 	asked, err := b.s.Asked(p.t0.Mono, events.Query{Match: func(r events.Request) bool { return r.Mutating() && r.Code < 300 }})
 	for _, r := range asked {
-		if m, ok := meaning(p, r); ok && m != figures.Deleted {
-			mark(m, r.Mono)
-		} else if ok {
+		switch m, ok := meaning(p, r); {
+		case !ok:
+		case m == figures.Deleted:
 			row.Marks[m] = time.Duration(r.Mono - p.t0.Mono) // a pod with a finalizer is gone with the last request
+		case m == figures.Opened:
+			mark(figures.Suspected, r.Received) // at the latest: traffic and incident are tried in any order
+			mark(m, r.Mono)
+		case m == figures.Suspected:
+			mark(m, r.Received)
+		default:
+			mark(m, r.Mono)
 		}
 	}
 	return err

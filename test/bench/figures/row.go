@@ -88,7 +88,7 @@ func (r Row) Whole() (d time.Duration, ok bool) {
 }
 
 func header() []string {
-	head := []string{"commit", "seed", "kind", "case", "timings", "t0", "lease_age_ms", "extra_renewals", "host", "new_host"}
+	head := []string{"commit", "seed", "kind", "case", "timings", "t0", "lease_age_ms", "renewals", "host", "new_host"}
 	for _, m := range Marks {
 		head = append(head, string(m)+"_ms")
 	}
