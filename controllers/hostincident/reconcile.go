@@ -6,6 +6,7 @@ package hostincident
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/holdfast-dev/holdfast/controllers/guard"
 	"github.com/holdfast-dev/holdfast/controllers/sight"
+	"github.com/holdfast-dev/holdfast/engine/evidence"
 	"github.com/holdfast-dev/holdfast/engine/plan"
 	"github.com/holdfast-dev/holdfast/engine/verdict"
 )
@@ -54,7 +56,12 @@ type Reconciler struct {
 func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	w := r.gather(ctx, req.Name, fromCache)
 	if found := verdict.Decide(w.seen, w.policy); !w.concerns(found) {
-		r.Board.UnwatchPort(req.Name)
+		if w.doubted() {
+			// Asked from the first failed probe on, the port has answered or not when the application's own threshold is reached.
+			r.Board.WatchPort(req.Name, w.address)
+		} else {
+			r.Board.UnwatchPort(req.Name)
+		}
 		return r.again(w, plan.Make(found, w.seen, w.budget)), nil
 	}
 	r.Board.WatchPort(req.Name, w.address)
@@ -72,6 +79,11 @@ func (w *world) concerns(found verdict.Found) bool {
 		return true
 	}
 	return len(w.seen.Writers) > 0 && found.Class != verdict.Healthy
+}
+
+// doubted reports whether a probe of an application on the host failed when it was last asked.
+func (w *world) doubted() bool {
+	return slices.ContainsFunc(w.seen.Apps, func(a evidence.App) bool { return a.Answered < a.Asked })
 }
 
 // again says when to look at the host next. A kubelet renews at a quarter of its lease: looking more seldom would see it late.

@@ -36,7 +36,7 @@ type Board struct {
 	Dial Dial
 
 	clock *Clock
-	// changed is told the name of a host whenever an answer there changes.
+	// changed is told the name of a host whenever an answer there changes, the first failure of a probe included.
 	changed func(host string)
 
 	mu    sync.Mutex
@@ -159,7 +159,7 @@ func (b *Board) once(ctx context.Context, p *podBoard, probe v1alpha1.Probe) {
 		return
 	}
 	b.mu.Lock()
-	before := serving(p, b.clock.Instant())
+	before, wellBefore := serving(p, b.clock.Instant()), p.well()
 	p.tally[probe.Name].count(err == nil, probe)
 	p.kernelNow[probe.Name] = errors.Is(err, errAlive)
 	if err == nil && sent >= p.lastAnswer {
@@ -168,11 +168,21 @@ func (b *Board) once(ctx context.Context, p *podBoard, probe v1alpha1.Probe) {
 	if errors.Is(err, errAlive) && sent >= p.lastKernel {
 		p.hasKernel, p.lastKernel = true, sent
 	}
-	after := serving(p, b.clock.Instant())
+	after, wellAfter := serving(p, b.clock.Instant()), p.well()
 	b.mu.Unlock()
-	if before != after {
+	if before != after || wellBefore != wellAfter {
 		b.changed(p.target.Host)
 	}
+}
+
+// well reports whether no probe failed when it was last asked, whatever its threshold: from the first failure on the host is worth a question.
+func (p *podBoard) well() bool {
+	for _, t := range p.tally {
+		if t.row < 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // serving joins the probes: all must pass; one that fails is enough, unless the pod is still starting.

@@ -278,6 +278,21 @@ func TestTheBoardCountsByTheProbesOwnThresholds(t *testing.T) {
 	}
 }
 
+func TestTheFirstFailureIsTold(t *testing.T) {
+	r := newRig(t, 1, sql(1, 3))
+	first(t, r)
+	<-r.changed
+	r.fail(&net.OpError{Op: "dial", Err: syscall.ETIMEDOUT})
+	if a := r.round(t); a.Serving != evidence.ServingYes || a.Answered != 0 || a.Asked != 1 {
+		t.Errorf("one failure of three: %+v", a)
+	}
+	<-r.changed // the test's deadline is the failure
+	r.round(t)
+	if n := len(r.changed); n != 0 {
+		t.Errorf("told %d times more of a probe that goes on failing", n)
+	}
+}
+
 func TestAStartingPodDoesNotFail(t *testing.T) {
 	r := newRig(t, 4, sql(1, 1))
 	r.fail(&net.OpError{Op: "dial", Err: syscall.ETIMEDOUT})
