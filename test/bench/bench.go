@@ -191,7 +191,7 @@ func (b *bench) guarded(ctx context.Context, c figures.Case) error {
 	if err != nil {
 		return err
 	}
-	pod, err := b.s.Place(ctx, host.Name())
+	placed, err := b.s.Place(ctx, host.Name(), b.s.Actor)
 	if err != nil {
 		return err
 	}
@@ -202,7 +202,7 @@ func (b *bench) guarded(ctx context.Context, c figures.Case) error {
 	if err := errors.Join(b.well(ctx), b.moment(ctx, c, host.Name())); err != nil {
 		return err
 	}
-	lost, err := b.lose(ctx, host, played{Case: c, pod: pod, volume: stage.Volume, interleavings: len(before.Interleavings)})
+	lost, err := b.lose(ctx, host, played{Case: c, pod: placed[0], volume: stage.Volume, interleavings: len(before.Interleavings)})
 	if err != nil {
 		return err
 	}
@@ -228,7 +228,7 @@ func (b *bench) comeBack(ctx context.Context, host *lab.Host) error {
 	}); err != nil {
 		return err
 	}
-	return b.s.AwaitNoIncident(ctx, host.Name())
+	return b.s.AwaitNoOpenIncident(ctx)
 }
 
 // human is a case of B2: somebody watches the Node, knows that the host is off, and says so the instant that Kubernetes notices.
