@@ -35,7 +35,7 @@ func ago(d time.Duration) evidence.Instant { return now - evidence.Instant(d) }
 
 // span draws a time back from now that is small, or long, or at a boundary of the rules.
 func span(t *rapid.T, name string) time.Duration {
-	return time.Duration(rapid.SampledFrom([]int{0, 1, 5, 10, 20, 30, 60, 90, 120, 125, 126, 150, 151, 200, 300, 600, 3000}).Draw(t, name)) * 100 * time.Millisecond
+	return time.Duration(rapid.SampledFrom([]int{0, 1, 5, 10, 20, 30, 60, 90, 104, 112, 113, 120, 125, 126, 150, 151, 200, 300, 600, 3000}).Draw(t, name)) * 100 * time.Millisecond
 }
 
 func oneIn(t *rapid.T, n int, name string) bool { return rapid.IntRange(1, n).Draw(t, name) == 1 }
@@ -300,7 +300,8 @@ func stands(s situation, p evidence.Power) bool {
 	commanded := slices.ContainsFunc(j.Attempts, func(a evidence.Attempt) bool {
 		return a.Method == p.Method && (a.State == evidence.AttemptAccepted || a.State == evidence.AttemptSettled)
 	})
-	return n.Read && !n.Missing && s.seen.Listed && s.seen.Lease.Read && j.Open() &&
+	well := s.seen.Lease.Missing || s.seen.Lease.Age > 10400*time.Millisecond // a well kubelet had renewed by then
+	return well && n.Read && !n.Missing && s.seen.Listed && s.seen.Lease.Read && j.Open() &&
 		n.BootID == "b1" && n.UID == "u1" && n.SystemUUID == "m1" && n.Fenced &&
 		p.State == evidence.PowerOff && p.Identity == evidence.IdentityMatches && p.At >= n.At &&
 		commanded && !slices.Contains(j.Distrusted, p.Method) && quietSince(s.seen, p.OffSince+evidence.Instant(time.Second)) &&

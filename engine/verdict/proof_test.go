@@ -51,7 +51,7 @@ func TestEveryPartOfTheProofCounts(t *testing.T) {
 		"but pdu reads On": func(s *evidence.Snapshot, _ *verdict.Policy) {
 			s.Power = append(s.Power, evidence.Power{Method: "pdu", State: evidence.PowerOn, Identity: evidence.IdentityMatches})
 		},
-		"could still be renewed": func(s *evidence.Snapshot, _ *verdict.Policy) { s.Lease.Age = 12 * time.Second },
+		"could still be renewed": func(s *evidence.Snapshot, _ *verdict.Policy) { s.Lease.Age = 11250 * time.Millisecond },
 		"asked in vain":          func(s *evidence.Snapshot, _ *verdict.Policy) { s.Lease.Age, s.Port.Asked = 13*time.Second, 0 },
 		"no device reads Off": func(s *evidence.Snapshot, _ *verdict.Policy) {
 			s.Power[0].State, s.Power[0].Said = evidence.PowerOn, evidence.PowerOn
@@ -69,6 +69,23 @@ func TestEveryPartOfTheProofCounts(t *testing.T) {
 				t.Errorf("says %q", found.Gap)
 			}
 		})
+	}
+}
+
+// TestALeaseIsGivenTheTimeOfAWellKubelet: see docs/adr/0005-what-a-lying-device-is-given.md. Whatever leaseStaleSeconds says, the kubelet goes by its lease.
+func TestALeaseIsGivenTheTimeOfAWellKubelet(t *testing.T) {
+	for _, duration := range []time.Duration{8 * time.Second, 40 * time.Second, 2 * time.Minute} {
+		atMost := duration/4 + duration/100 // a quarter, and a jitter of four hundredths of it
+		s, p := provenOff()
+		p.StaleAfter = duration / 8
+		s.Lease.Duration, s.Lease.Age = duration, atMost+duration/50
+		if found := verdict.Decide(s, p); found.Class == verdict.Lost {
+			t.Errorf("lease of %s: a kubelet that needs %s is given only %s", duration, atMost, s.Lease.Age)
+		}
+		s.Lease.Age = duration*9/32 + 1
+		if found := verdict.Decide(s, p); found.Class != verdict.Lost {
+			t.Errorf("lease of %s: is %s still waited for after %s: %s", duration, s.Lease.Age, s.Lease.Age, found.Gap)
+		}
 	}
 }
 

@@ -165,7 +165,7 @@ func (in *sight) gap(pw evidence.Power) string {
 		return pw.Method + " was read before the taint was seen"
 	case !in.late && !in.askedInVain(pw.OffSince):
 		return "nothing has been asked in vain since " + pw.Method + " reads Off"
-	case !in.late && in.Lease.Age <= in.policy.Contrast(in.Lease):
+	case !in.Lease.Missing && in.Lease.Age <= Renewed(in.Lease):
 		return "the lease is only " + span(in.Lease.Age) + " old, and could still be renewed if " + pw.Method + " lied"
 	default:
 		return pw.Weak(in.policy.MinimumProof)

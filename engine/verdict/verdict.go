@@ -162,6 +162,11 @@ func (p Policy) Late(l evidence.Lease) bool {
 // (and a little for jitter), so no other can have renewed that much later.
 func (p Policy) Contrast(l evidence.Lease) time.Duration { return p.measure(l) * 5 / 16 }
 
+// Renewed is the age from which on a lease says that a kubelet which was well would have renewed it: nine thirty-seconds of the lease's duration, by which
+// the kubelet itself goes. It waits a quarter and up to a twenty-fifth of that for its jitter, counted from the answer to the last renewal; what is left, a
+// thirty-second less that jitter (0.85 s of 40 s), is for that answer and the next request on their way. docs/adr/0005-what-a-lying-device-is-given.md has the arithmetic.
+func Renewed(l evidence.Lease) time.Duration { return Policy{}.measure(l) * 9 / 32 }
+
 // Confirmed reports whether silence has lasted long enough, while others were heard, to fence a host whose power reads On.
 //
 // It wants three things at once: no sign of life on any plane for ConfirmAfter; the lease late as well; and a renewal by some other host,
