@@ -64,6 +64,7 @@ const (
 	ReasonNoneNeeded          = "NoneNeeded"
 	ReasonWithinBudget        = "WithinBudget"
 	ReasonBudgetSpent         = "BudgetSpent"
+	ReasonBudgetUnknown       = "BudgetUnknown"
 
 	ReasonVerifiedOff      = "VerifiedOff"
 	ReasonNotEstablished   = "NotEstablished"

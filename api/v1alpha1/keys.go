@@ -9,7 +9,7 @@ const (
 	// The *always* policies select pods by it.
 	LabelApp = "guard.holdfast.dev/app"
 	// LabelHold marks a pod whose host is suspect; the value is the HostIncident's name.
-	// The *armed* policies select pods by it.
+	// The *armed* policies select pods by it. The GuardConfig and the definitions of our kinds carry it, with the value "armed", while an incident is open.
 	LabelHold = "guard.holdfast.dev/hold"
 	// FinalizerHold keeps the name of a held pod taken. It exists only while the hold is armed.
 	FinalizerHold = "guard.holdfast.dev/hold"

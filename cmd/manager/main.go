@@ -207,7 +207,8 @@ func assemble(mgr ctrl.Manager, o options, config *rest.Config) error {
 	devices := &guard.Devices{Secrets: secrets, Namespace: o.namespace, Drivers: drivers}
 	self := fmt.Sprintf("%s/%d", o.name, time.Now().UnixNano()%1e9) // tells two lives of one replica apart
 
-	hosts := &hostincident.Reconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Events: mgr.GetEventRecorder("holdfast"),
+	bolt := &guardconfig.Bolt{Direct: direct, Clock: watch}
+	hosts := &hostincident.Reconciler{Bolt: bolt.Arm, Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Events: mgr.GetEventRecorder("holdfast"),
 		Clock: watch, Leases: sight.NewLeases(watch), Powers: sight.NewPowers(watch), Sleepers: sleepers, Board: board, API: sight.NewAPI(watch), Devices: devices,
 		Self: self, OwnHost: o.host, CallDeadline: callDeadline}
 	if err := hosts.SetupWithManager(mgr, toHosts); err != nil {
@@ -225,6 +226,6 @@ func assemble(mgr ctrl.Manager, o options, config *rest.Config) error {
 	if err != nil {
 		return err
 	}
-	return (&guardconfig.Reconciler{Client: mgr.GetClient(), Direct: direct, Clock: watch, Self: self,
+	return (&guardconfig.Reconciler{Client: mgr.GetClient(), Direct: direct, Clock: watch, Self: self, Bolt: bolt,
 		Identity: admission.Identity{Namespace: o.namespace}, Servers: servers}).SetupWithManager(mgr)
 }

@@ -5,12 +5,30 @@ package guardconfig
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	logf "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/holdfast-dev/holdfast/admission"
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/controllers/sight"
+	"github.com/holdfast-dev/holdfast/engine/evidence"
 )
 
-// act installs the policies where they are not in force, and has the canary try them.
+// act bolts what an open incident needs, installs the policies where they are not in force, and has the canary try them.
 func (r *Reconciler) act(ctx context.Context, s *sighting) {
+	if r.Bolt != nil {
+		if err := r.Bolt.Sweep(ctx); err != nil {
+			logf.FromContext(ctx).Error(err, "The bolt cannot be moved; trying again")
+		}
+	}
 	if s.proven {
 		return
 	}
@@ -24,4 +42,94 @@ func (r *Reconciler) act(ctx context.Context, s *sighting) {
 	}
 	proof, err := admission.Prove(ctx, admission.Canary{Identity: r.Identity, Holdfast: r.Direct, Servers: r.Servers, Capabilities: caps, Version: s.installed.Version})
 	s.proof, s.err = &proof, err
+}
+
+// Bolt keeps the GuardConfig and the definitions of our kinds from being deleted while anything is held: an admission policy goes by the label that it
+// puts on them. Whoever deletes a definition deletes every journal with it.
+type Bolt struct {
+	// Direct reads and writes without a cache.
+	Direct client.Client
+	Clock  *sight.Clock
+
+	mu sync.Mutex
+	// shot is when the bolt was last known to be shot, by this process.
+	shot    evidence.Instant
+	hasShot bool
+}
+
+const (
+	// boltValue is what the label of the hold says on what is bolted.
+	boltValue = "armed"
+	// boltTimeout bounds the time for which a hold waits for the bolt.
+	boltTimeout = 2 * time.Second
+)
+
+// bolted are the definitions that are bolted: all of ours.
+var bolted = []string{"fencingprofiles", "guardconfigs", "guardedstatefulapps", "hostincidents"}
+
+// Arm shoots the bolt. It is called before a hold is armed; within some seconds of the last time it asks nobody. An error is no reason not to arm the
+// hold: the data come before the records.
+func (b *Bolt) Arm(ctx context.Context) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.hasShot && b.Clock.Instant().Sub(b.shot) < tellEvery {
+		return nil
+	}
+	return b.move(ctx, true)
+}
+
+// Sweep shoots the bolt while an incident is open, and draws it when none is. The lock keeps it from being drawn between the opening of an incident in
+// this process and the first hold; where two processes believe that they lead, the next sweep puts it right.
+func (b *Bolt) Sweep(ctx context.Context) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var list v1alpha1.HostIncidentList
+	if err := b.Direct.List(ctx, &list); err != nil {
+		return fmt.Errorf("list incidents: %w", err)
+	}
+	open := false
+	for _, h := range list.Items {
+		open = open || !h.Status.Step.Over()
+	}
+	return b.move(ctx, open)
+}
+
+// move puts the label on everything, or takes it off; the caller holds the lock.
+func (b *Bolt) move(ctx context.Context, shoot bool) error {
+	call, done := context.WithTimeout(ctx, boltTimeout)
+	defer done()
+	failed := []error{b.label(call, v1alpha1.GroupVersion.WithKind("GuardConfig"), v1alpha1.GuardConfigName, shoot)}
+	definition := schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"}
+	for _, plural := range bolted {
+		failed = append(failed, b.label(call, definition, plural+"."+v1alpha1.GroupVersion.Group, shoot))
+	}
+	err := errors.Join(failed...)
+	b.shot, b.hasShot = b.Clock.Instant(), shoot && err == nil
+	return err
+}
+
+func (b *Bolt) label(ctx context.Context, kind schema.GroupVersionKind, name string, shoot bool) error {
+	var o metav1.PartialObjectMetadata
+	o.SetGroupVersionKind(kind)
+	if err := b.Direct.Get(ctx, client.ObjectKey{Name: name}, &o); err != nil {
+		if apierrors.IsNotFound(err) {
+			return nil // what is not there cannot be deleted
+		}
+		return fmt.Errorf("get %s %s: %w", kind.Kind, name, err)
+	}
+	if (o.Labels[v1alpha1.LabelHold] == boltValue) == shoot {
+		return nil
+	}
+	base := o.DeepCopy()
+	if o.Labels == nil {
+		o.Labels = map[string]string{}
+	}
+	o.Labels[v1alpha1.LabelHold] = boltValue
+	if !shoot {
+		delete(o.Labels, v1alpha1.LabelHold)
+	}
+	if err := b.Direct.Patch(ctx, &o, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
+		return fmt.Errorf("label %s %s: %w", kind.Kind, name, err)
+	}
+	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/holdfast-dev/holdfast/admission"
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/controllers/sight"
 )
 
@@ -27,6 +28,11 @@ type Reconciler struct {
 	Servers []admission.Server
 	// Self names this process.
 	Self string
+	// Bolt is swept with every look.
+	Bolt *Bolt
+
+	// spec is the GuardConfig's, as last seen.
+	spec *v1alpha1.GuardConfigSpec
 }
 
 const (

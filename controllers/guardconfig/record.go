@@ -37,6 +37,10 @@ func (r *Reconciler) record(ctx context.Context, s *sighting) error {
 	}
 	report.Set(&st.Conditions, c)
 	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: c.Status, Reason: c.Reason, Message: c.Message, ObservedGeneration: s.config.Generation, LastTransitionTime: now}
+	if s.config.Annotations[annotationMadeAnew] != "" && s.config.Generation == 1 {
+		ready.Status, ready.Reason = metav1.ConditionFalse, v1alpha1.ReasonBudgetUnknown
+		ready.Message = "it was deleted, and nobody knows what it said: nothing is switched off until spec.fenceBudget is set"
+	}
 	report.Set(&st.Conditions, ready)
 	return r.Direct.Status().Update(ctx, &s.config)
 }

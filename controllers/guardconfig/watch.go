@@ -6,6 +6,7 @@ package guardconfig
 import (
 	"context"
 
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -13,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
@@ -33,8 +35,21 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		return err
 	}
 	only := predicate.NewPredicateFuncs(func(o client.Object) bool { return o.GetName() == v1alpha1.GuardConfigName })
+	itself := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
+		return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: v1alpha1.GuardConfigName}}}
+	})
 	return ctrl.NewControllerManagedBy(mgr).Named("guardconfig").
 		For(&v1alpha1.GuardConfig{}, builder.WithPredicates(only, predicate.GenerationChangedPredicate{})).
+		Watches(&v1alpha1.HostIncident{}, itself, builder.WithPredicates(opensOrEnds())).
 		WatchesRawSource(source.Channel(first, &handler.EnqueueRequestForObject{})).
 		Complete(r)
+}
+
+// opensOrEnds lets through what moves the bolt.
+func opensOrEnds() predicate.Predicate {
+	over := func(o client.Object) bool {
+		h, ok := o.(*v1alpha1.HostIncident)
+		return ok && h.Status.Step.Over()
+	}
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool { return over(e.ObjectOld) != over(e.ObjectNew) }}
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -146,13 +147,17 @@ func (r *Reconciler) reversible(ctx context.Context, w *world, found verdict.Fou
 	return nil
 }
 
-// open creates the incident; creating it is the lock. Its name says node and boot, and a number where a boot fails twice.
+// open creates the incident; creating it is the lock. Its name says node and boot, and a number where a boot fails twice. What carries the name of an
+// incident that was deleted counts as one.
 func (r *Reconciler) open(ctx context.Context, w *world) error {
 	var list v1alpha1.HostIncidentList
 	if err := r.Live.List(ctx, &list); err != nil {
 		return err
 	}
 	episode := int32(1)
+	for _, name := range w.traces() {
+		episode = max(episode, episodeOf(name, w.seen.Host)+1)
+	}
 	for i := range list.Items {
 		h := &list.Items[i]
 		if h.Spec.NodeName != w.seen.Host.Node {
@@ -176,24 +181,57 @@ func (r *Reconciler) open(ctx context.Context, w *world) error {
 	return nil
 }
 
+// traces are the names of incidents that the host and its pods carry.
+func (w *world) traces() []string {
+	var names []string
+	for _, wr := range w.seen.Writers {
+		names = append(names, wr.HeldBy)
+	}
+	if w.node != nil {
+		names = append(names, fencedBy(w.node))
+	}
+	return names
+}
+
 // incidentName is the node's name, cut to fit a label value, and a hash of the boot ID.
 func incidentName(h evidence.Host, episode int32) string {
+	return fmt.Sprintf("%s%d", bootPrefix(h), episode)
+}
+
+func bootPrefix(h evidence.Host) string {
 	sum := sha256.Sum256([]byte(h.Node + "\n" + h.BootID))
 	node := h.Node
 	if len(node) > 40 {
 		node = strings.TrimRight(node[:40], ".-") // what is put behind it begins with a dash
 	}
-	return fmt.Sprintf("%s-%s-%d", node, hex.EncodeToString(sum[:4]), episode)
+	return node + "-" + hex.EncodeToString(sum[:4]) + "-"
+}
+
+// episodeOf reads the episode out of the name of an incident of this host in this boot; 0 for any other name.
+func episodeOf(name string, h evidence.Host) int32 {
+	number, ok := strings.CutPrefix(name, bootPrefix(h))
+	n, err := strconv.ParseInt(number, 10, 32)
+	if !ok || err != nil || n < 1 {
+		return 0
+	}
+	return int32(n)
 }
 
 // arm puts label and finalizer on a pod and its name into the namespace's list, which the eviction policy reads.
 func (r *Reconciler) arm(ctx context.Context, w *world, uid string) error {
 	p := w.pods[uid]
+	if r.Bolt != nil {
+		if err := r.Bolt(ctx); err != nil {
+			logf.FromContext(ctx).Error(err, "The hold is armed, and what records it is not bolted yet")
+		}
+	}
 	ours := admission.Hold{Pod: p.Name, Incident: w.incident.Name}
+	before := admission.Hold{Pod: p.Name, Incident: p.Labels[v1alpha1.LabelHold]}
 	if err := r.list(ctx, p.Namespace, func(holds []admission.Hold) []admission.Hold {
 		if slices.Contains(holds, ours) {
 			return holds
 		}
+		holds = slices.DeleteFunc(holds, func(h admission.Hold) bool { return h == before && h.Incident != "" })
 		return append(holds, ours)
 	}); err != nil {
 		return err
@@ -216,19 +254,22 @@ func (r *Reconciler) arm(ctx context.Context, w *world, uid string) error {
 // disarm takes them away; a pod that is gone needs only its name taken off the list.
 func (r *Reconciler) disarm(ctx context.Context, w *world, p *corev1.Pod) error {
 	base := p.DeepCopy()
+	names := []string{w.incident.Name, p.Labels[v1alpha1.LabelHold]}
 	delete(p.Labels, v1alpha1.LabelHold)
 	controllerutil.RemoveFinalizer(p, v1alpha1.FinalizerHold)
 	if err := r.Client.Patch(ctx, p, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
 		return err
 	}
-	return r.unlist(ctx, w, p)
+	return r.unlist(ctx, p, names...)
 }
 
-func (r *Reconciler) unlist(ctx context.Context, w *world, p *corev1.Pod) error {
-	ours := admission.Hold{Pod: p.Name, Incident: w.incident.Name}
-	return r.list(ctx, p.Namespace, func(holds []admission.Hold) []admission.Hold {
-		return slices.DeleteFunc(holds, func(h admission.Hold) bool { return h == ours })
-	})
+// unlist takes the pod's entries of these incidents off its namespace's list. A namespace that is gone has none.
+func (r *Reconciler) unlist(ctx context.Context, p *corev1.Pod, incidents ...string) error {
+	return client.IgnoreNotFound(r.list(ctx, p.Namespace, func(holds []admission.Hold) []admission.Hold {
+		return slices.DeleteFunc(holds, func(h admission.Hold) bool {
+			return h.Pod == p.Name && h.Incident != "" && slices.Contains(incidents, h.Incident)
+		})
+	}))
 }
 
 // sweep ends what a crash left half done: it tells the journal which of its pods are gone after proof, and takes names off the lists for which no held
@@ -254,10 +295,10 @@ func (r *Reconciler) sweep(ctx context.Context, w *world) error {
 			return err
 		}
 		for _, h := range admission.ParseHeld(ns.Annotations[v1alpha1.AnnotationHeld]) {
-			if h.Incident != w.incident.Name {
-				continue
+			if episodeOf(h.Incident, w.seen.Host) == 0 {
+				continue // another host's, another boot's, or somebody else's
 			}
-			if err := r.sweepEntry(ctx, w, namespace, h.Pod); err != nil {
+			if err := r.sweepEntry(ctx, namespace, h); err != nil {
 				return err
 			}
 		}
@@ -265,19 +306,19 @@ func (r *Reconciler) sweep(ctx context.Context, w *world) error {
 	return nil
 }
 
-func (r *Reconciler) sweepEntry(ctx context.Context, w *world, namespace, name string) error {
-	p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
+func (r *Reconciler) sweepEntry(ctx context.Context, namespace string, h admission.Hold) error {
+	p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: h.Pod}}
 	err := r.Live.Get(ctx, client.ObjectKeyFromObject(&p), &p)
-	if client.IgnoreNotFound(err) != nil || (err == nil && p.Labels[v1alpha1.LabelHold] == w.incident.Name) {
+	if client.IgnoreNotFound(err) != nil || (err == nil && p.Labels[v1alpha1.LabelHold] == h.Incident) {
 		return client.IgnoreNotFound(err)
 	}
-	return r.unlist(ctx, w, &p)
+	return r.unlist(ctx, &p, h.Incident)
 }
 
 // end does what has to be done before an incident may be over: nothing of the hold outlives it.
 func (r *Reconciler) end(ctx context.Context, w *world) error {
 	for _, p := range w.pods {
-		if p.Labels[v1alpha1.LabelHold] != w.incident.Name {
+		if p.Labels[v1alpha1.LabelHold] == "" || p.Spec.NodeName != w.seen.Host.Node {
 			continue
 		}
 		if err := r.disarm(ctx, w, p); err != nil {
@@ -501,5 +542,5 @@ func (r *Reconciler) deletePod(ctx context.Context, w, fresh *world, uid string)
 		}
 	}
 	r.event(w, "Warning", "Released", "pod %s/%s was released from host %s after proof", p.Namespace, p.Name, w.seen.Host.Node)
-	return r.unlist(ctx, w, p)
+	return r.unlist(ctx, p, w.incident.Name, p.Labels[v1alpha1.LabelHold])
 }

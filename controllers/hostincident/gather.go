@@ -147,6 +147,7 @@ func (r *Reconciler) gatherNode(ctx context.Context, w *world, from client.Reade
 		s := w.incident.Spec
 		w.seen.Host.NodeUID, w.seen.Host.BootID, w.seen.Host.SystemUUID = s.NodeUID, s.BootID, s.SystemUUID
 	}
+	n.FencedBefore = n.Fenced && episodeOf(fencedBy(w.node), w.seen.Host) == 0
 	w.seen.Node = n
 }
 
@@ -164,6 +165,16 @@ func describe(n *evidence.Node, node *corev1.Node) {
 		n.Fenced = n.Fenced || (t.Key == v1alpha1.TaintFenced && t.Effect == corev1.TaintEffectNoExecute)
 		n.OutOfService = n.OutOfService || (t.Key == v1alpha1.TaintOutOfService && t.Value == outOfServiceValue)
 	}
+}
+
+// fencedBy names the incident that our taint on the Node is of.
+func fencedBy(node *corev1.Node) string {
+	for _, t := range node.Spec.Taints {
+		if t.Key == v1alpha1.TaintFenced {
+			return t.Value
+		}
+	}
+	return ""
 }
 
 func internalIP(node *corev1.Node) string {
@@ -242,7 +253,8 @@ func (r *Reconciler) writer(ctx context.Context, w *world, p *corev1.Pod, app *g
 	w.pods[uid] = p
 	w.seen.Writers = append(w.seen.Writers, evidence.Writer{
 		App: app.Key(), Namespace: p.Namespace, Name: p.Name, UID: uid, Volumes: guard.Volumes(ctx, r.Client, p),
-		Held:        held(p),
+		Held:        held(p, w.incident),
+		HeldBy:      p.Labels[v1alpha1.LabelHold],
 		Terminating: p.DeletionTimestamp != nil,
 		Removed: p.DeletionTimestamp != nil && p.DeletionGracePeriodSeconds != nil && *p.DeletionGracePeriodSeconds == 0 &&
 			!slices.Contains(p.Finalizers, v1alpha1.FinalizerHold),
@@ -257,13 +269,13 @@ func (r *Reconciler) writer(ctx context.Context, w *world, p *corev1.Pod, app *g
 	w.seen.Apps = append(w.seen.Apps, a)
 }
 
-// held reports whether the hold stands on a pod as far as it can. A pod that is terminating takes no new finalizer; one that a human has overridden is
-// left as the human left it.
-func held(p *corev1.Pod) bool {
+// held reports whether the open incident's hold stands on a pod as far as it can. A pod that is terminating takes no new finalizer; one that a human has
+// overridden is left as the human left it. A hold of an incident that was deleted stands, and is armed anew in the name of the one that is open.
+func held(p *corev1.Pod, h *v1alpha1.HostIncident) bool {
 	if p.Annotations[v1alpha1.AnnotationOverride] != "" {
 		return true
 	}
-	return p.Labels[v1alpha1.LabelHold] != "" && (slices.Contains(p.Finalizers, v1alpha1.FinalizerHold) || p.DeletionTimestamp != nil)
+	return h != nil && p.Labels[v1alpha1.LabelHold] == h.Name && (slices.Contains(p.Finalizers, v1alpha1.FinalizerHold) || p.DeletionTimestamp != nil)
 }
 
 // exclusive reports whether no other pod object has the pod's address. If that cannot be told, it is not.
@@ -355,7 +367,7 @@ func (r *Reconciler) gatherPolicy(ctx context.Context, w *world, from client.Rea
 	if _, err := r.read(ctx, func(c context.Context) error {
 		return from.Get(c, types.NamespacedName{Name: v1alpha1.GuardConfigName}, &config)
 	}); client.IgnoreNotFound(err) != nil {
-		w.seen.Listed = false // absent means defaults; unread means that nobody knows the brakes
+		w.seen.Listed = false // unread means that nobody knows the brakes
 	}
 	if w.node != nil {
 		if p, err := r.Devices.Profile(ctx, from, w.node); err == nil {
@@ -370,9 +382,10 @@ func (r *Reconciler) gatherPolicy(ctx context.Context, w *world, from client.Rea
 }
 
 // gatherBudget counts the Off commands of the sliding window that changed state or may have, but for the attempt in hand. Times in the future count as well.
+// Without a GuardConfig nothing is left: whoever deleted it has not thereby allowed more.
 func (r *Reconciler) gatherBudget(ctx context.Context, w *world, from client.Reader, b v1alpha1.FenceBudget) plan.Budget {
 	if b.WindowSeconds == 0 {
-		b = v1alpha1.FenceBudget{Count: 2, WindowSeconds: 3600}
+		return plan.Budget{}
 	}
 	out := plan.Budget{Max: int(b.Count)}
 	var list v1alpha1.HostIncidentList
@@ -380,6 +393,7 @@ func (r *Reconciler) gatherBudget(ctx context.Context, w *world, from client.Rea
 		return plan.Budget{} // nothing left: what cannot be counted is not spent
 	}
 	begin := r.Clock.Now().Add(-time.Duration(b.WindowSeconds) * time.Second)
+	out.Used = vanished(list.Items, begin)
 	for _, h := range list.Items {
 		for _, a := range h.Status.Attempts {
 			if w.incident != nil && h.Name == w.incident.Name && a.ID == w.ignore {
@@ -391,6 +405,22 @@ func (r *Reconciler) gatherBudget(ctx context.Context, w *world, from client.Rea
 		}
 	}
 	return out
+}
+
+// vanished counts the incidents since begin whose episode before was deleted: each may have had an Off command of its own that nobody can count any more.
+func vanished(list []v1alpha1.HostIncident, begin time.Time) int {
+	there := map[string]bool{}
+	for _, h := range list {
+		there[h.Name] = true
+	}
+	n := 0
+	for _, h := range list {
+		host := evidence.Host{Node: h.Spec.NodeName, BootID: h.Spec.BootID}
+		if h.Spec.Episode > 1 && h.CreationTimestamp.After(begin) && !there[incidentName(host, h.Spec.Episode-1)] {
+			n++
+		}
+	}
+	return n
 }
 
 func (r *Reconciler) gatherJournal(w *world) evidence.Journal {

@@ -37,6 +37,8 @@ type Reconciler struct {
 	Board    *sight.Board
 	API      *sight.API
 	Devices  *guard.Devices
+	// Bolt is called before a hold is armed: it keeps the records of holds from being deleted. Nil bolts nothing.
+	Bolt func(context.Context) error
 
 	// Self names this process, for the journal: a pod's name and a mark of this life of it.
 	Self string
@@ -73,9 +75,10 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	return r.record(ctx, w, found, todo, err)
 }
 
-// concerns reports whether there is anything to do about the host: trouble on a host that carries writers, or an incident that is open.
+// concerns reports whether there is anything to do about the host: trouble on a host that carries writers, an incident that is open, or what is left of
+// one that is not there any more.
 func (w *world) concerns(found verdict.Found) bool {
-	if w.incident != nil {
+	if w.incident != nil || w.seen.Orphaned() {
 		return true
 	}
 	return len(w.seen.Writers) > 0 && found.Class != verdict.Healthy

@@ -110,7 +110,9 @@ type Node struct {
 	// RuntimeDown is true when the kubelet itself says that its container runtime does not answer.
 	RuntimeDown bool
 	// Fenced is true while our own NoExecute taint is on the Node; OutOfService while that taint is.
-	Fenced       bool
+	Fenced bool
+	// FencedBefore is true when that taint is of an incident of another boot than the one that the snapshot is about: its journal was deleted.
+	FencedBefore bool
 	OutOfService bool
 	// Spoke is true when this observer has seen the kubelet post a status (heartbeat) for the boot ID above, and SpokeNotBefore is then the
 	// last instant at which the latest one had not yet been posted. Unlike a lease, a status names its boot.
@@ -385,6 +387,8 @@ type Writer struct {
 	Volumes   []Volume
 	// Held is true when label and finalizer of the hold are on the pod; the label alone on a pod that is terminating, which takes no new finalizer.
 	Held bool
+	// HeldBy names the incident that the hold on the pod is of; empty when there is none. One that is not the open incident's is of a journal that was deleted.
+	HeldBy string
 	// Terminating is true when the object has a deletionTimestamp.
 	Terminating bool
 	// Removed is true when a delete with grace 0 has been accepted and the hold's finalizer is off, so that only finalizers of others keep the object.
@@ -518,6 +522,19 @@ func (s Snapshot) SameBoot() bool {
 // SameMachine reports whether the Node was read and still names the machine that the snapshot is about, by system UUID and by UID (invariant I4).
 func (s Snapshot) SameMachine() bool {
 	return s.Node.Read && !s.Node.Missing && s.Node.SystemUUID == s.Host.SystemUUID && s.Node.UID == s.Host.NodeUID
+}
+
+// Orphaned reports whether something of an incident is left, a hold or a taint, and no incident is open: its journal was deleted.
+func (s Snapshot) Orphaned() bool {
+	if s.Journal.Open() || !s.Listed {
+		return false
+	}
+	for _, w := range s.Writers {
+		if w.HeldBy != "" {
+			return true
+		}
+	}
+	return s.Node.Fenced
 }
 
 // Unreleased are the writers whose pods have not finished.

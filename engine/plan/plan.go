@@ -299,7 +299,7 @@ func (m *maker) underway() bool { return m.unsettled() || m.wasFenced() }
 // wasFenced is true when the boot of the incident is known to have been commanded off.
 func (m *maker) wasFenced() bool {
 	j := m.seen.Journal
-	if j.ProofRecorded || m.seen.Node.Fenced || m.seen.Node.OutOfService {
+	if j.ProofRecorded || !m.seen.Node.FencedBefore && (m.seen.Node.Fenced || m.seen.Node.OutOfService) {
 		return true
 	}
 	for _, a := range j.Attempts {
@@ -618,6 +618,10 @@ func (m *maker) recovered() bool {
 func (m *maker) healthy() {
 	m.out.Next = nextHealthy
 	if !m.seen.Journal.Open() {
+		if m.seen.Orphaned() {
+			m.out.Next = nextHeld
+			m.do(Step{Kind: OpenIncident, Because: "a hold or a taint stands, and its journal is gone: another one ends it"})
+		}
 		return
 	}
 	m.out.Next = nextHeld
@@ -653,7 +657,7 @@ func (m *maker) kubeletSpeaks() bool {
 
 func (m *maker) disarm() {
 	for _, w := range m.seen.Writers {
-		if w.Held {
+		if w.Held || w.HeldBy != "" {
 			m.do(Step{Kind: DisarmHold, Target: w.UID, Because: m.because()})
 		}
 	}

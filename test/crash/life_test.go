@@ -11,8 +11,11 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
@@ -20,6 +23,7 @@ import (
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/controllers/guard"
+	"github.com/holdfast-dev/holdfast/controllers/guardconfig"
 	"github.com/holdfast-dev/holdfast/controllers/guardedstatefulapp"
 	"github.com/holdfast-dev/holdfast/controllers/hostincident"
 	"github.com/holdfast-dev/holdfast/controllers/sight"
@@ -36,6 +40,7 @@ type life struct {
 	self  string
 	hosts *hostincident.Reconciler
 	apps  *guardedstatefulapp.Reconciler
+	bolt  *guardconfig.Bolt
 	end   func()
 }
 
@@ -52,7 +57,8 @@ func (w *world) boot() *life {
 	board := sight.NewBoard(clock, func(string) {})
 	board.Dial = w.dial
 	devices := &guard.Devices{Secrets: api, Namespace: w.name, Drivers: fencing.Registry{"ipmi": device{Driver: w.bmcs.Driver(), life: l}}}
-	l.hosts = &hostincident.Reconciler{Client: api, Live: api, Events: l, Clock: clock, Leases: sight.NewLeases(clock), Powers: sight.NewPowers(clock),
+	l.bolt = &guardconfig.Bolt{Direct: api, Clock: clock}
+	l.hosts = &hostincident.Reconciler{Bolt: l.bolt.Arm, Client: api, Live: api, Events: l, Clock: clock, Leases: sight.NewLeases(clock), Powers: sight.NewPowers(clock),
 		Sleepers: sight.NewSleepers(clock, func(string) {}),
 		Board:    board, API: sight.NewAPI(clock), Devices: devices, Self: l.self, CallDeadline: callDeadline}
 	l.apps = &guardedstatefulapp.Reconciler{Client: api, Live: api, Clock: clock, Board: board, Devices: devices, Self: l.self}
@@ -147,16 +153,48 @@ func (l *life) write(verb string, o client.Object, do func() error) error {
 	return err
 }
 
+// guardConfig is the world's own: there is one in the cluster, and the worlds share that.
+func (l *life) guardConfig(o *v1alpha1.GuardConfig) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.config == nil {
+		return apierrors.NewNotFound(schema.GroupResource{Group: v1alpha1.GroupVersion.Group, Resource: "guardconfigs"}, v1alpha1.GuardConfigName)
+	}
+	o.Spec = *l.config.DeepCopy()
+	o.Spec.FenceBudget = v1alpha1.FenceBudget{Count: l.budget, WindowSeconds: 3600}
+	return nil
+}
+
+// shared are the metadata of what all worlds share: the GuardConfig and the definitions of kinds.
+func (l *life) shared(name string, o *metav1.PartialObjectMetadata) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	o.Name, o.ResourceVersion, o.Labels = name, "1", map[string]string{"other": "stays"}
+	if l.bolted[name] {
+		o.Labels[v1alpha1.LabelHold] = "armed"
+	}
+	return nil
+}
+
+func (l *life) bolts(o *metav1.PartialObjectMetadata) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.bolted[o.Name] = o.Labels[v1alpha1.LabelHold] == "armed" && o.Labels["other"] == "stays"
+}
+
 // hooks let a life see its own world only, and let the world see what the life does.
 func (l *life) hooks() interceptor.Funcs {
 	return interceptor.Funcs{
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
 			l.clock.Step(time.Millisecond)
-			if config, ok := o.(*v1alpha1.GuardConfig); ok {
-				config.Spec.FenceBudget = v1alpha1.FenceBudget{Count: l.budget, WindowSeconds: 3600}
-				return nil
+			switch o := o.(type) {
+			case *v1alpha1.GuardConfig:
+				return l.guardConfig(o)
+			case *metav1.PartialObjectMetadata:
+				return l.shared(key.Name, o)
+			default:
+				return c.Get(ctx, key, o, opts...)
 			}
-			return c.Get(ctx, key, o, opts...)
 		},
 		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
 			l.clock.Step(time.Millisecond)
@@ -164,7 +202,9 @@ func (l *life) hooks() interceptor.Funcs {
 			case *corev1.NodeList, *coordinationv1.LeaseList:
 				opts = append(opts, client.MatchingLabels{"world": l.name})
 			case *corev1.PodList, *v1alpha1.GuardedStatefulAppList:
-				opts = append(opts, client.InNamespace(l.name))
+				if len(l.tenants) == 1 {
+					opts = append(opts, client.InNamespace(l.name))
+				}
 			}
 			if err := c.List(ctx, list, opts...); err != nil {
 				return err
@@ -187,6 +227,9 @@ func (l *life) hooks() interceptor.Funcs {
 			return l.write("update", o, func() error { return c.Update(ctx, o, opts...) })
 		},
 		Patch: func(ctx context.Context, c client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
+			if shared, ok := o.(*metav1.PartialObjectMetadata); ok {
+				return l.write("patch", o, func() error { l.bolts(shared); return nil })
+			}
 			return l.write("patch", o, func() error { return c.Patch(ctx, o, p, opts...) })
 		},
 		Delete: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.DeleteOption) error {
@@ -221,11 +264,13 @@ func (l *life) look() (next time.Duration, survived bool) {
 	return result.RequeueAfter, true
 }
 
-// lookAtApp lets the life look at the app once: that is what has its pods probed.
+// lookAtApp lets the life look at the apps once: that is what has their pods probed.
 func (l *life) lookAtApp() {
 	l.t.Helper()
-	if _, err := l.apps.Reconcile(l.ctx(), ctrl.Request{NamespacedName: client.ObjectKey{Namespace: l.name, Name: "db"}}); err != nil {
-		l.note("error of the app: " + err.Error())
+	for _, a := range l.tenants {
+		if _, err := l.apps.Reconcile(l.ctx(), ctrl.Request{NamespacedName: client.ObjectKey{Namespace: a.namespace, Name: a.name}}); err != nil {
+			l.note("error of the app: " + err.Error())
+		}
 	}
 }
 

@@ -68,6 +68,20 @@ type world struct {
 	lives    int
 	armed    bool
 	offs     int // Off commands taken while the host was on
+	tenants  []tenant
+	config   *v1alpha1.GuardConfigSpec // what the GuardConfig says beside the budget; nil once it is deleted
+	stuck    bool                      // nothing is detached
+	bolted   map[string]bool           // what carries the label of the hold, of the GuardConfig and the definitions of kinds
+}
+
+// tenant is one guarded StatefulSet with one pod on host a. The first, db, is in the world's own namespace, and the others are in namespaces beside it.
+type tenant struct {
+	namespace, name, ip string
+	pod                 *corev1.Pod
+}
+
+func (a tenant) volume(w *world) string {
+	return strings.TrimPrefix(a.namespace, w.name) + "-" + a.name
 }
 
 // operation is one request that changes something, or one call of the device.
@@ -101,7 +115,8 @@ func admin(t *testing.T) client.WithWatch {
 func newWorld(t *testing.T, change ...func(*v1alpha1.GuardedStatefulApp)) *world {
 	t.Helper()
 	w := &world{t: t, name: fmt.Sprintf("w%d", worlds.Add(1)), admin: admin(t), clock: clocktesting.NewFakeClock(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)),
-		bmcs: fake.NewWorld(), renews: map[string]bool{"a": true, "b": true}, kernel: true, serves: true, budget: 2}
+		bmcs: fake.NewWorld(), renews: map[string]bool{"a": true, "b": true}, kernel: true, serves: true, budget: 2,
+		config: &v1alpha1.GuardConfigSpec{}, bolted: map[string]bool{}}
 	w.bmc = w.bmcs.Add("bmc-a", machine, fencing.Credentials{Username: "admin", Password: w.password()})
 	w.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: w.name, Annotations: map[string]string{
 		v1alpha1.AnnotationHeld: "stranger=other,bare", v1alpha1.AnnotationClaims: "other=claim"}}})
@@ -172,23 +187,37 @@ func (w *world) hosts() {
 
 func (w *world) workload(change ...func(*v1alpha1.GuardedStatefulApp)) {
 	w.t.Helper()
+	w.pod = w.tenant(tenant{namespace: w.name, name: "db", ip: podIP}, change...).pod
+}
+
+// moreApps puts another guarded app with a pod on host a into a namespace of its own.
+func (w *world) moreApps(name string, change ...func(*v1alpha1.GuardedStatefulApp)) tenant {
+	w.t.Helper()
+	a := tenant{namespace: w.name + "-" + name, name: name, ip: fmt.Sprintf("10.1.1.%d", len(w.tenants))}
+	w.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: a.namespace}})
+	return w.tenant(a, change...)
+}
+
+func (w *world) tenant(a tenant, change ...func(*v1alpha1.GuardedStatefulApp)) tenant {
+	w.t.Helper()
+	volume := w.name + a.volume(w)
 	claim := corev1.PersistentVolumeClaimSpec{AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, StorageClassName: ptr.To(""),
-		VolumeName: w.name + "-pv", Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}}}
-	template := corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "db"}}, Spec: corev1.PodSpec{Containers: []corev1.Container{{
+		VolumeName: volume, Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}}}
+	template := corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": a.name}}, Spec: corev1.PodSpec{Containers: []corev1.Container{{
 		Name: "db", Image: "db", Ports: []corev1.ContainerPort{{Name: "sql", ContainerPort: appPort}}}}}}
-	set := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: w.name, Name: "db"}, Spec: appsv1.StatefulSetSpec{
-		ServiceName: "db", Selector: &metav1.LabelSelector{MatchLabels: template.Labels}, Template: template,
+	set := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: a.namespace, Name: a.name}, Spec: appsv1.StatefulSetSpec{
+		ServiceName: a.name, Selector: &metav1.LabelSelector{MatchLabels: template.Labels}, Template: template,
 		VolumeClaimTemplates: []corev1.PersistentVolumeClaim{{ObjectMeta: metav1.ObjectMeta{Name: "data"}, Spec: claim}}}}
 	w.create(set,
-		&corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: claim.VolumeName}, Spec: corev1.PersistentVolumeSpec{
+		&corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: volume}, Spec: corev1.PersistentVolumeSpec{
 			AccessModes: claim.AccessModes, Capacity: claim.Resources.Requests, PersistentVolumeSource: corev1.PersistentVolumeSource{
-				CSI: &corev1.CSIPersistentVolumeSource{Driver: "csi.example.com", VolumeHandle: w.name}}}},
-		&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: w.name, Name: "data-db-0"}, Spec: claim},
-		&storagev1.VolumeAttachment{ObjectMeta: metav1.ObjectMeta{Name: w.name + "-va"}, Spec: storagev1.VolumeAttachmentSpec{Attacher: "csi.example.com",
+				CSI: &corev1.CSIPersistentVolumeSource{Driver: "csi.example.com", VolumeHandle: volume}}}},
+		&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: a.namespace, Name: "data-" + a.name + "-0"}, Spec: claim},
+		&storagev1.VolumeAttachment{ObjectMeta: metav1.ObjectMeta{Name: volume}, Spec: storagev1.VolumeAttachmentSpec{Attacher: "csi.example.com",
 			NodeName: w.host("a"), Source: storagev1.VolumeAttachmentSource{PersistentVolumeName: &claim.VolumeName}}})
-	g := &v1alpha1.GuardedStatefulApp{ObjectMeta: metav1.ObjectMeta{Namespace: w.name, Name: "db", Finalizers: []string{v1alpha1.FinalizerApp}},
+	g := &v1alpha1.GuardedStatefulApp{ObjectMeta: metav1.ObjectMeta{Namespace: a.namespace, Name: a.name, Finalizers: []string{v1alpha1.FinalizerApp}},
 		Spec: v1alpha1.GuardedStatefulAppSpec{
-			WorkloadRef: &v1alpha1.WorkloadReference{APIVersion: "apps/v1", Kind: "StatefulSet", Name: "db"},
+			WorkloadRef: &v1alpha1.WorkloadReference{APIVersion: "apps/v1", Kind: "StatefulSet", Name: a.name},
 			OnHostLoss:  v1alpha1.OnHostLoss{ConfirmAfterSeconds: 2},
 			Health: v1alpha1.Health{StartupSeconds: 1, Probes: []v1alpha1.Probe{{Name: "sql", PeriodSeconds: 1, TimeoutSeconds: 1, FailureThreshold: 2,
 				TCPSocket: &v1alpha1.TCPProbe{Port: intstr.FromString("sql")}}}},
@@ -197,34 +226,34 @@ func (w *world) workload(change ...func(*v1alpha1.GuardedStatefulApp)) {
 		c(g)
 	}
 	w.create(g)
-	w.pod = w.start(set, "a", podIP)
+	a.pod = w.start(set, "a", a.ip)
+	w.tenants = append(w.tenants, a)
+	return a
 }
 
 // start lets the StatefulSet's pod run on a host.
 func (w *world) start(set *appsv1.StatefulSet, letter, ip string) *corev1.Pod {
 	w.t.Helper()
 	yes := corev1.ConditionTrue
-	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: w.name, Name: "db-0", Labels: map[string]string{"app": "db", v1alpha1.LabelApp: "db"},
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: set.Namespace, Name: set.Name + "-0", Labels: map[string]string{"app": set.Name, v1alpha1.LabelApp: set.Name},
 		OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(set, appsv1.SchemeGroupVersion.WithKind("StatefulSet"))}},
 		Spec: *set.Spec.Template.Spec.DeepCopy(), Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}},
 			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: yes}, {Type: corev1.ContainersReady, Status: yes}}}}
 	p.Spec.NodeName = w.host(letter)
 	p.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{
-		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data-db-0"}}}}
+		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data-" + set.Name + "-0"}}}}
 	w.create(p)
 	return p
 }
 
 // mine reports whether the world's controllers may see the object.
 func (w *world) mine(o client.Object) bool {
+	name := o.GetName()
 	switch o.(type) {
-	case *corev1.Namespace:
-		return o.GetName() == w.name
 	case *corev1.Pod, *v1alpha1.GuardedStatefulApp, *appsv1.StatefulSet, *corev1.PersistentVolumeClaim:
-		return o.GetNamespace() == w.name
-	default:
-		return strings.HasPrefix(o.GetName(), w.name+"-")
+		name = o.GetNamespace()
 	}
+	return name == w.name || strings.HasPrefix(name, w.name+"-")
 }
 
 // dial is the network: host a answers while it has power and a kernel.
@@ -233,7 +262,7 @@ func (w *world) dial(_ context.Context, _, addr string) (net.Conn, error) {
 	alive, serves := w.kernel && w.bmc.Power() == fencing.PowerOn, w.serves
 	w.mu.Unlock()
 	ip, port, _ := net.SplitHostPort(addr)
-	lost := ip == lostIP || ip == podIP
+	lost := ip == lostIP || ip == podIP || strings.HasPrefix(ip, "10.1.1.")
 	switch {
 	case lost && !alive:
 		return nil, &net.OpError{Op: "dial", Err: syscall.ETIMEDOUT}
@@ -295,9 +324,26 @@ func (w *world) renew(letter string) {
 // detach is what Kubernetes does for a Node that is out of service and has no such pod.
 func (w *world) detach() {
 	w.t.Helper()
-	if _, tainted := taint(w.node("a"), v1alpha1.TaintOutOfService); tainted && w.current("db-0") == nil {
-		w.must(client.IgnoreNotFound(w.admin.Delete(w.ctx(), &storagev1.VolumeAttachment{ObjectMeta: metav1.ObjectMeta{Name: w.name + "-va"}})))
+	if _, tainted := taint(w.node("a"), v1alpha1.TaintOutOfService); !tainted || w.stuck {
+		return
 	}
+	for _, a := range w.tenants {
+		if w.theirs(a) == nil {
+			w.must(client.IgnoreNotFound(w.admin.Delete(w.ctx(), &storagev1.VolumeAttachment{ObjectMeta: metav1.ObjectMeta{Name: w.name + a.volume(w)}})))
+		}
+	}
+}
+
+// theirs is the pod that an app had on host a from the beginning, nil once its object is gone.
+func (w *world) theirs(a tenant) *corev1.Pod {
+	w.t.Helper()
+	p := &corev1.Pod{}
+	err := w.admin.Get(w.ctx(), client.ObjectKeyFromObject(a.pod), p)
+	if apierrors.IsNotFound(err) || err == nil && p.UID != a.pod.UID {
+		return nil
+	}
+	w.must(err)
+	return p
 }
 
 func merge(patch string) client.Patch {
@@ -443,8 +489,10 @@ func (w *world) secretsAreUntold() {
 // vanish removes what every other world would have to read past.
 func (w *world) vanish() {
 	ctx := context.Background() // the test's own has ended
-	objects := []client.Object{&v1alpha1.FencingProfile{ObjectMeta: metav1.ObjectMeta{Name: w.name + "-rack"}},
-		&storagev1.VolumeAttachment{ObjectMeta: metav1.ObjectMeta{Name: w.name + "-va"}}}
+	objects := []client.Object{&v1alpha1.FencingProfile{ObjectMeta: metav1.ObjectMeta{Name: w.name + "-rack"}}}
+	for _, a := range w.tenants {
+		objects = append(objects, &storagev1.VolumeAttachment{ObjectMeta: metav1.ObjectMeta{Name: w.name + a.volume(w)}})
+	}
 	var list v1alpha1.HostIncidentList
 	if err := w.admin.List(ctx, &list); err != nil {
 		w.t.Error(err)
