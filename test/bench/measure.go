@@ -216,8 +216,12 @@ func (b *bench) markPath(p played, row figures.Row) error {
 		return err
 	}
 	for _, e := range volumes {
-		if e.Volume != nil && e.Volume.Volume == p.volume && e.Volume.Host == p.host && e.Volume.Event == "detach" {
+		switch v := e.Volume; {
+		case v == nil || v.Volume != p.volume:
+		case v.Event == "detach" && v.Host == p.host:
 			mark(figures.Detached, e.Mono)
+		case v.Event == "mount" && v.Host == row.NewHost:
+			mark(figures.Mounted, e.Mono)
 		}
 	}
 	asked, err := b.s.Asked(p.t0.Mono, events.Query{Match: func(r events.Request) bool { return r.Mutating() && r.Code < 300 }})

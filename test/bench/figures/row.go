@@ -54,12 +54,13 @@ const (
 	Deleted    Mark = "pod_deleted"
 	Detached   Mark = "detached"
 	Bound      Mark = "bound"
+	Mounted    Mark = "mounted"
 	Started    Mark = "started"
 	FirstWrite Mark = "first_write"
 )
 
 // Marks lists them in order.
-var Marks = []Mark{Suspected, Opened, Commanded, Proven, Deleted, Detached, Bound, Started, FirstWrite}
+var Marks = []Mark{Suspected, Opened, Commanded, Proven, Deleted, Detached, Bound, Mounted, Started, FirstWrite}
 
 // Row is one case.
 type Row struct {
@@ -85,6 +86,17 @@ type Row struct {
 func (r Row) Whole() (d time.Duration, ok bool) {
 	d, ok = r.Marks[FirstWrite]
 	return d, ok && r.Outcome == Recovered
+}
+
+// Free is the time from the fault until the application could start elsewhere: its pod is bound to another host, and its volume let go of the lost one.
+// What is left until Whole is its start there. ok is false when that was not seen.
+func (r Row) Free() (d time.Duration, ok bool) {
+	if _, ok := r.Whole(); !ok {
+		return 0, false
+	}
+	bound, ok1 := r.Marks[Bound]
+	detached, ok2 := r.Marks[Detached]
+	return max(bound, detached), ok1 && ok2
 }
 
 func header() []string {

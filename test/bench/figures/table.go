@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Goal is P3: from the fault to the first write elsewhere, application start included.
+// Goal is P3: from the fault to the first write elsewhere, the application's start told apart.
 const Goal = 15 * time.Second
 
 // ScenePrefix begins the line that tells the scene.
@@ -31,7 +31,8 @@ var stretches = map[Mark]string{
 	Deleted:    "pod deleted",
 	Detached:   "attachment released",
 	Bound:      "replacement bound",
-	Started:    "replacement's process started (attach, mount, kubelet)",
+	Mounted:    "volume mounted there (attach, and the kubelet's next status: up to 10 s)",
+	Started:    "replacement's process started",
 	FirstWrite: "first write (application start)",
 }
 
@@ -115,29 +116,37 @@ func share(k, n int) string {
 	return fmt.Sprintf("0 of %d (at 95 %%: below %.0f %%)", n, 100*RuleOfThree(n))
 }
 
+// goal judges P1 twice: without the application's start, which is what the goal bounds, and with it.
 func goal(out *strings.Builder, rows []Row) {
 	if len(rows) == 0 {
 		return
 	}
-	slow := 0
-	var start []time.Duration
+	slow, slowWhole := 0, 0
+	var frees, starts []time.Duration
 	for _, r := range rows {
-		if d, ok := r.Whole(); !ok || d > Goal {
+		whole, ok := r.Whole()
+		free, known := r.Free()
+		if !ok || whole > Goal {
+			slowWhole++
+		}
+		if !known || free > Goal {
 			slow++
-		} else if s, ok := r.Marks[Started]; ok {
-			start = append(start, d-s)
+		}
+		if known {
+			frees, starts = append(frees, free), append(starts, whole-free)
 		}
 	}
 	verdict := "holds in every case"
 	if slow > 0 {
 		verdict = "does not hold"
 	}
-	fmt.Fprintf(out, "Goal P3, at most %s with the application's own start included, %s: slower were %s.", seconds(Goal), verdict, share(slow, len(rows)))
-	if len(start) > 0 {
-		s := SumOf(start, nil)
-		fmt.Fprintf(out, " The application's own start, from its process to its first write, is p50 %s, max %s of it.", seconds(s.P50), seconds(s.Max))
+	fmt.Fprintf(out, "Goal P3, at most %s with the application's start told apart, %s: slower were %s.\n", seconds(Goal), verdict, share(slow, len(rows)))
+	if len(frees) > 0 {
+		f, s := SumOf(frees, nil), SumOf(starts, nil)
+		fmt.Fprintf(out, "The application could start elsewhere after p50 %s, max %s; its start there took p50 %s, max %s more. ", seconds(f.P50), seconds(f.Max), seconds(s.P50), seconds(s.Max))
+		out.WriteString("A kubelet mounts an attachable volume only after its next node status, which it writes every 10 s: every kind pays that.\n")
 	}
-	out.WriteString("\n\n")
+	fmt.Fprintf(out, "With the start, slower than %s were %s.\n\n", seconds(Goal), share(slowWhole, len(rows)))
 }
 
 func phases(out *strings.Builder, k Kind, rows []Row) {
