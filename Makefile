@@ -9,6 +9,8 @@ TESTFLAGS ?=
 DEMOFLAGS ?=
 # What the bench may be told, such as BENCHFLAGS='--n 20 --seed 7'; make bench-failover BENCHFLAGS=--help lists it.
 BENCHFLAGS ?=
+# Which numbered cases and from which seed, such as E2EFLAGS='-cases 1,3/killed -seed 2'.
+E2EFLAGS ?=
 # Which mutants, by the names of their patches; none named means all.
 MUTANTS ?=
 
@@ -111,6 +113,10 @@ test-lab: bin/gotestsum ## Test the lab, and both scenes on it (root).
 	@rm -f out/stage/times.md
 	@$(alone) $(gotestsum) -p 1 -count 1 -timeout 40m $(TESTFLAGS) $$(hack/packages lab)
 	@if [ -f out/stage/times.md ]; then cat out/stage/times.md; fi
+
+.PHONY: e2e
+e2e: deps components ## Play every numbered case at length, with the timings of Kubernetes, and record rows (root; hours).
+	@$(alone) go test -count 1 -timeout 12h -v -run TestCase ./test/e2e -args -full $(E2EFLAGS)
 
 .PHONY: mutate
 mutate: deps components ## Take every safety feature away, one at a time, and show which test notices (half an hour).

@@ -17,6 +17,7 @@ import (
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/test/e2e/stage"
+	"github.com/holdfast-dev/holdfast/test/lab"
 	"github.com/holdfast-dev/holdfast/test/lab/bmc"
 	"github.com/holdfast-dev/holdfast/test/lab/events"
 	"github.com/holdfast-dev/holdfast/test/lab/mono"
@@ -215,10 +216,10 @@ func (s *scene) taintManagerTried() {
 	s.untouched("the taint manager's attempt")
 }
 
-// holds: in a full run nothing is let go until Kubernetes alone would long have ended it. In the fast slice the taint manager's attempt is the end.
+// holds: with the timings of Kubernetes nothing is let go until Kubernetes alone would long have ended it. With fast ones the taint manager's attempt is the end.
 func (s *scene) holds() {
 	s.Helper()
-	if *full {
+	if timings() == lab.DefaultTimings {
 		ctx := s.within(pastKubernetes - time.Duration(mono.Nanoseconds()-s.since))
 		var pods []*corev1.Pod
 		for _, p := range s.guarded() {

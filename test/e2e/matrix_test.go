@@ -26,7 +26,8 @@ import (
 // The numbered cases are played in two ways: a fast slice of them with every test run, on a lab of fast timings; and all of them, by `make e2e`, with the
 // timings of Kubernetes, which leaves a row of docs/results/e2e/rows.csv for every variant.
 var (
-	full  = flag.Bool("full", false, "play every variant of the numbered cases with the timings of Kubernetes, and record a row for each")
+	full  = flag.Bool("full", false, "play every variant of the numbered cases, and record a row for each")
+	paced = flag.String("timings", "", "of the lab: default, which are those of Kubernetes, or fast; empty means default in a full run")
 	cases = flag.String("cases", "", "which numbered cases to play, separated by commas; a case may be narrowed to variants that begin with a text, as in 3/killed; empty means all")
 	seed  = flag.Uint64("seed", 1, "from which the moments of faults are drawn, in a full run")
 )
@@ -77,15 +78,19 @@ func wanted(number int, variant string) bool {
 
 // timings of the lab that the theatre makes.
 func timings() lab.Timings {
-	if *full {
+	switch {
+	case *paced != "":
+		return lab.Timings(*paced)
+	case *full:
 		return lab.DefaultTimings
+	default:
+		return lab.FastTimings
 	}
-	return lab.FastTimings
 }
 
 // pick returns what a wait is worth by the timings that are played.
 func pick(fast, byDefault time.Duration) time.Duration {
-	if *full {
+	if timings() == lab.DefaultTimings {
 		return byDefault
 	}
 	return fast

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/test/e2e/stage"
@@ -73,29 +72,6 @@ func TestDeadBMC(t *testing.T) {
 	s.begin()
 	s.must(s.host.PowerOff(s.ctx))
 	s.blocked("ipmi cannot be read")
-	s.must(s.host.SetBMCMode(s.ctx, bmc.Clear))
-	s.migrated(1)
-	s.returned()
-}
-
-// TestWrongIdentity: a BMC that is another machine's is found out before it is needed, and never commanded.
-func TestWrongIdentity(t *testing.T) {
-	s := play(t, free)
-	s.must(s.host.SetBMCMode(s.ctx, bmc.WrongIdentity))
-	_, err := s.AwaitApp(s.soon(), "FencingReady to be False", func(g *v1alpha1.GuardedStatefulApp) bool {
-		return slices.ContainsFunc(g.Status.Conditions, func(c metav1.Condition) bool {
-			return c.Type == v1alpha1.ConditionFencingReady && c.Status == "False" && strings.Contains(c.Message, s.host.Name())
-		})
-	})
-	s.must(err)
-	s.begin()
-	s.must(s.host.PowerOff(s.ctx))
-	s.blocked("ipmi belongs to another machine")
-	calls, err := s.Calls(s.host.Name(), s.since)
-	s.must(err)
-	if offs := stage.Offs(calls); len(offs) != 0 {
-		t.Errorf("a BMC of the wrong identity was commanded: %+v", offs)
-	}
 	s.must(s.host.SetBMCMode(s.ctx, bmc.Clear))
 	s.migrated(1)
 	s.returned()

@@ -93,7 +93,7 @@ func (s *Stage) engage(ctx context.Context, r Role) (*Actor, error) {
 	if err := s.Lab.CreateVolume(ctx, lab.Volume{Name: r.Volume(), Claim: r.Claim(), Namespace: Namespace, Class: r.Class}); err != nil {
 		return nil, err
 	}
-	if err := a.apply(ctx, r.manifest()); err != nil {
+	if err := a.Engage(ctx); err != nil {
 		return nil, err
 	}
 	if err := a.followEndpoints(); err != nil {
@@ -102,6 +102,9 @@ func (s *Stage) engage(ctx context.Context, r Role) (*Actor, error) {
 	_, err := a.AwaitPod(ctx, r.Name+" to be ready", PodReady)
 	return a, err
 }
+
+// Engage makes the actor's workload and Services what they are to be.
+func (a *Actor) Engage(ctx context.Context) error { return a.apply(ctx, a.manifest()) }
 
 func (a *Actor) guard(ctx context.Context) error {
 	if err := a.apply(ctx, "guard.yaml.tmpl"); err != nil {
