@@ -21,7 +21,7 @@ const (
 	ConditionBudgetExhausted  = "BudgetExhausted"
 )
 
-// Conditions of a HostIncident.
+// Conditions of a HostIncident; it has ConditionStalled as well.
 const (
 	ConditionProofEstablished = "ProofEstablished"
 	ConditionReleased         = "Released"
@@ -75,10 +75,19 @@ const (
 	ReasonNewBoot          = "NewBoot"
 	ReasonNotReturned      = "NotReturned"
 	ReasonNotBlocked       = "NotBlocked"
-	ReasonNoMethod         = "NoFencingMethod"
+	ReasonStepOverdue      = "StepOverdue"
+	ReasonWithinBounds     = "WithinBounds"
 	ReasonIdentityMismatch = "IdentityMismatch"
 	ReasonLifeAfterOff     = "LifeAfterOff"
 	ReasonNotRefuted       = "NotRefuted"
+
+	ReasonNoMethod           = "NoFencingMethod"
+	ReasonDeviceContradicted = "DeviceContradicted"
+	ReasonOtherMachine       = "OtherMachine"
+	ReasonForeignFinalizer   = "ForeignFinalizer"
+	ReasonActionHold         = "ActionHold"
+	ReasonSameBoot           = "SameBoot"
+	ReasonUnsettledAttempt   = "UnsettledAttempt"
 
 	ReasonOverlap          = "OverlappingProfiles"
 	ReasonSecretMissing    = "SecretMissing"

@@ -192,6 +192,9 @@ func PolicyFor(apps []App, profile *v1alpha1.FencingProfile, config v1alpha1.Gua
 		if s.OnKubeletFailure.WhenNotServing != v1alpha1.NotServingFence {
 			p.NotServing = verdict.Hold
 		}
+		if s.OnIsolation.WhenNotServing != v1alpha1.NotServingFence {
+			p.Isolated = verdict.Hold
+		}
 	}
 	return p
 }

@@ -41,6 +41,7 @@ func app(change func(*v1alpha1.GuardedStatefulAppSpec)) guard.App {
 	a.Spec.Mode = v1alpha1.ModeEnforce
 	a.Spec.OnHostLoss = v1alpha1.OnHostLoss{Action: "FenceAndMigrate", ConfirmAfterSeconds: 10, Approval: "Automatic"}
 	a.Spec.OnKubeletFailure = v1alpha1.OnKubeletFailure{Traffic: "Keep", WhenNotServing: v1alpha1.NotServingFence}
+	a.Spec.OnIsolation.WhenNotServing = v1alpha1.NotServingFence
 	if change != nil {
 		change(&a.Spec)
 	}
@@ -63,6 +64,8 @@ func TestTheMostCarefulAppOnAHostWins(t *testing.T) {
 		{"one Follow is enough", func(s *v1alpha1.GuardedStatefulAppSpec) { s.OnKubeletFailure.Traffic = "Follow" }, func(p verdict.Policy) bool { return !p.KeepTraffic }},
 		{"whenNotServing unset holds", func(s *v1alpha1.GuardedStatefulAppSpec) { s.OnKubeletFailure.WhenNotServing = "" },
 			func(p verdict.Policy) bool { return p.NotServing == verdict.Hold }},
+		{"so does onIsolation unset", func(s *v1alpha1.GuardedStatefulAppSpec) { s.OnIsolation.WhenNotServing = "" },
+			func(p verdict.Policy) bool { return p.Isolated == verdict.Hold }},
 	}
 	before := guard.PolicyFor([]guard.App{bold, bold}, nil, v1alpha1.GuardConfigSpec{})
 	for _, test := range tests {

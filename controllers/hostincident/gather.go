@@ -430,6 +430,7 @@ func (r *Reconciler) gatherJournal(w *world) evidence.Journal {
 	if j.Step == evidence.StepNone {
 		j.Step = evidence.StepSuspected
 	}
+	j.StepFor = r.phases.running(w.incident, r.Clock)
 	for _, a := range s.Attempts {
 		if a.ID == w.ignore {
 			continue

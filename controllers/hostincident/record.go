@@ -12,6 +12,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -59,6 +60,7 @@ func (r *Reconciler) journal(ctx context.Context, w *world, found verdict.Found,
 	}
 	r.notePods(w)
 	report.Incident(&h.Status, w.seen, found, todo, r.Clock.Wall)
+	r.tellTurns(w, before.Conditions)
 	h.Status.ObservedBy = r.Self
 	written, known := r.phases.wrote(h.Name)
 	if known && alike(written, &h.Status) && r.Clock.Since(h.Status.LastObserved.Time) < statusEvery {
@@ -71,6 +73,16 @@ func (r *Reconciler) journal(ctx context.Context, w *world, found verdict.Found,
 	}
 	r.phases.write(h.Name, h.Status.DeepCopy())
 	return nil
+}
+
+// tellTurns sends an event when the incident has come to wait for a human, for a new reason, or has been at its step for too long.
+func (r *Reconciler) tellTurns(w *world, before []metav1.Condition) {
+	for _, kind := range []string{v1alpha1.ConditionBlocked, v1alpha1.ConditionStalled} {
+		now, was := meta.FindStatusCondition(w.incident.Status.Conditions, kind), meta.FindStatusCondition(before, kind)
+		if now.Status == metav1.ConditionTrue && (was == nil || was.Status != now.Status || was.Reason != now.Reason) {
+			r.event(w, "Warning", kind, "host %s: %s: %s", w.seen.Host.Node, now.Reason, now.Message)
+		}
+	}
 }
 
 // notePods keeps the journal's list of the pods that were on the host.
@@ -126,6 +138,23 @@ func (p *phaseTimes) write(name string, s *v1alpha1.HostIncidentStatus) {
 		p.status = map[string]*v1alpha1.HostIncidentStatus{}
 	}
 	p.status[name] = s
+}
+
+// running is how long the phase that runs has lasted: by this process's own clock where it began the phase, else by the stored time.
+func (p *phaseTimes) running(h *v1alpha1.HostIncident, clock *sight.Clock) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range h.Status.Phases {
+		ph := &h.Status.Phases[i]
+		if ph.DurationMillis >= 0 {
+			continue
+		}
+		if t, ok := p.begun[h.Name+"/"+ph.Name]; ok {
+			return clock.Instant().Sub(t)
+		}
+		return clock.Since(ph.StartedAt.Time)
+	}
+	return 0
 }
 
 // turn ends the running phase and begins the next.

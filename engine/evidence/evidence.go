@@ -479,6 +479,8 @@ type Journal struct {
 	// Name of the incident; empty when there is none.
 	Name string
 	Step Step
+	// StepFor is how long the incident has been at this step, for whoever is to be told; nothing is decided by it.
+	StepFor time.Duration
 	// Attempts in the order in which they were journalled.
 	Attempts []Attempt
 	// ProofRecorded is true when proof was established and written down earlier in this incident. It is history, not evidence:

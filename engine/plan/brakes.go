@@ -31,15 +31,17 @@ var doubting = []brake{
 		return m.because(), m.found.Class == verdict.Unknown && !m.found.Refuted
 	}, tell: func(m *maker) {
 		m.out.Next = nextSuspect
-		m.out.Blocked = wayOut[m.found.Rule()]
+		if words, ok := wayOut[m.found.Rule()]; ok {
+			m.block(m.found.Rule(), words)
+		}
 	}},
 }
 
-// wayOut says what a human can do where the engine will not find out by itself.
+// wayOut says, by the rule that gave the verdict, what a human can do where the engine will not find out by itself.
 var wayOut = map[string]string{
-	"NodeMissing":        "the Node object is gone while the incident is open: power the machine off by hand, or let it register again",
-	"OtherMachine":       "another machine has taken the Node's name: power the first machine off by hand",
-	"DeviceContradicted": "the fence device reads Off while the host shows life: repair the device, or power the host off by hand",
+	BlockNodeMissing:        "the Node object is gone while the incident is open: power the machine off by hand, or let it register again",
+	BlockOtherMachine:       "another machine has taken the Node's name: power the first machine off by hand",
+	BlockDeviceContradicted: "the fence device reads Off while the host shows life: repair the device, or power the host off by hand",
 }
 
 // confirming holds back the fence of a silent host whose device does not read Off.
@@ -71,7 +73,7 @@ var fencing = []brake{
 	{name: "ActionHold", when: func(m *maker) (string, bool) {
 		return "onHostLoss.action is Hold", m.policy.OnLoss != verdict.Act && !m.found.Refuted
 	}, tell: func(m *maker) {
-		m.out.Blocked = "onHostLoss.action is Hold, so nothing is moved: bring the host back, or set FenceAndMigrate"
+		m.block(BlockActionHold, "onHostLoss.action is Hold, so nothing is moved: bring the host back, or set FenceAndMigrate")
 	}},
 	{name: "I4 NodeIdentity", when: func(m *maker) (string, bool) {
 		if !m.seen.Node.Read {
@@ -80,7 +82,7 @@ var fencing = []brake{
 		return fmt.Sprintf("the Node names machine %q (uid %s), the incident machine %q (uid %s)", m.seen.Node.SystemUUID, m.seen.Node.UID,
 			m.seen.Host.SystemUUID, m.seen.Host.NodeUID), !m.seen.SameMachine() || !m.seen.SameBoot()
 	}, tell: func(m *maker) {
-		m.out.Blocked = "the Node object no longer names the machine of the incident: power the old machine off by hand"
+		m.block(BlockOtherMachine, "the Node object no longer names the machine of the incident: power the old machine off by hand")
 	}},
 }
 
@@ -92,11 +94,17 @@ var isolating = []brake{
 	{name: "ModeShadow", when: func(m *maker) (string, bool) { return "an app on the host is in mode Shadow", m.policy.Shadow }},
 	{name: "ApprovalManual", when: func(m *maker) (string, bool) {
 		return "onHostLoss.approval is Manual, and nobody has approved", m.policy.ManualApproval && m.changesState() && !m.seen.Journal.Approved && !m.found.Refuted
-	}, tell: func(m *maker) { m.out.ApprovalRequired = true }},
+	}, tell: func(m *maker) {
+		m.out.ApprovalRequired = true
+		m.block(BlockAwaitingApproval, "a human is asked before the host is commanded off: look at it, and approve")
+	}},
 	{name: "I5 Budget", when: func(m *maker) (string, bool) {
 		// A boot that was declared lost and speaks is fenced at once: a second writer may run already.
 		return fmt.Sprintf("%d of %d Off commands spent", m.budget.Used, m.budget.Max), m.changesState() && !m.budget.Left() && !m.found.Refuted
-	}, tell: func(m *maker) { m.out.BudgetExhausted = true }},
+	}, tell: func(m *maker) {
+		m.out.BudgetExhausted = true
+		m.block(BlockBudgetSpent, "the budget of Off commands is spent: find out why so many hosts are lost, then raise it or wait for the window")
+	}},
 }
 
 // releasing holds back the release of writers on proof.
@@ -106,7 +114,7 @@ var releasing = []brake{
 	{name: "ForeignFinalizer", when: func(m *maker) (string, bool) {
 		return "only finalizers of others keep the pods that are left", len(m.removable()) == 0
 	}, tell: func(m *maker) {
-		m.out.Blocked = "pods of the lost host are deleted but kept by finalizers that are not Holdfast's: see to whoever set them"
+		m.block(BlockForeignFinalizer, "pods of the lost host are deleted but kept by finalizers that are not Holdfast's: see to whoever set them")
 	}},
 }
 
@@ -121,7 +129,7 @@ var returning = []brake{
 	{name: "I8 SameBoot", when: func(m *maker) (string, bool) {
 		return "the boot ID is still the one that was commanded off", m.seen.SameBoot() && m.wasFenced()
 	}, tell: func(m *maker) {
-		m.out.Blocked = "the host runs on in the boot that was commanded off: reboot it"
+		m.block(BlockSameBoot, "the host runs on in the boot that was commanded off: reboot it")
 	}},
 	{name: "I8 OldPods", when: func(m *maker) (string, bool) {
 		old := m.oldWriters()
@@ -212,6 +220,6 @@ func (m *maker) blockedByAttempt() {
 		return
 	}
 	if a.Overdue || (a.State != evidence.AttemptAccepted && a.CallOver) {
-		m.out.Blocked = fmt.Sprintf("%s, and %s cannot be read: repair the device, so that the attempt can be settled", m.unsettledWords(), a.Method)
+		m.block(BlockUnsettledAttempt, fmt.Sprintf("%s, and %s cannot be read: repair the device, so that the attempt can be settled", m.unsettledWords(), a.Method))
 	}
 }

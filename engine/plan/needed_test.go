@@ -73,7 +73,7 @@ func actsDifferently(want string) (changed bool) {
 func acts(story string) string {
 	var out strings.Builder
 	for _, line := range strings.Split(story, "\n") {
-		if strings.Contains(line, "held ") || strings.Contains(line, "blocked") || strings.HasPrefix(line, "next ") || strings.Contains(line, " by ") {
+		if strings.Contains(line, "held ") || strings.Contains(line, "blocked") || strings.Contains(line, "stalled") || strings.HasPrefix(line, "next ") || strings.Contains(line, " by ") {
 			continue
 		}
 		out.WriteString(line + "\n")

@@ -96,8 +96,11 @@ type Refusal struct {
 type Plan struct {
 	Steps    []Step
 	Refusals []Refusal
-	// Blocked says what a human has to do, empty when nobody has to.
-	Blocked string
+	// Blocked says what a human has to do, empty when nobody has to, and BlockedBy is its reason, one of Blocks.
+	Blocked   string
+	BlockedBy string
+	// Stalled says that the incident has been at its step for longer than the step's bound (see Bounds); empty while it has not.
+	Stalled string
 	// ApprovalRequired and BudgetExhausted are the two brakes that only a human takes off.
 	ApprovalRequired bool
 	BudgetExhausted  bool
@@ -135,16 +138,17 @@ const (
 // Make makes the plan for a verdict. It is a pure function; two calls with the same values give the same plan.
 func Make(found verdict.Found, seen evidence.Snapshot, budget Budget) Plan {
 	m := &maker{found: found, policy: found.Policy, seen: seen, budget: budget}
+	m.stalled()
 	m.traffic()
 	m.settle()
 	m.distrust()
 	switch found.Class {
 	case verdict.Healthy, verdict.AppDown: // the application's own policy is not the host's business
 		m.healthy()
-	case verdict.KubeletDown, verdict.Hung:
-		m.living()
-	case verdict.RuntimeDown, verdict.Isolated:
-		m.hold()
+	case verdict.KubeletDown, verdict.Hung, verdict.RuntimeDown:
+		m.living(m.policy.NotServing, "the host lives, its kubelet or runtime does not, and no application on it serves (onKubeletFailure.whenNotServing: Fence)")
+	case verdict.Isolated:
+		m.living(m.policy.Isolated, "the host lives and is cut off, and no application on it answers (onIsolation.whenNotServing: Fence)")
 	case verdict.Silent, verdict.Blind, verdict.Unknown:
 		m.silent()
 	case verdict.Lost:
@@ -310,20 +314,20 @@ func (m *maker) wasFenced() bool {
 	return false
 }
 
-// living holds a host that lives without its kubelet, or fences it when it serves nothing and the apps ask for that.
-func (m *maker) living() {
-	if !m.servesNothing() {
+// living holds a host that lives, or fences it when it serves nothing and all apps ask for that.
+func (m *maker) living(notServing verdict.Careful, because string) {
+	if notServing != verdict.Act || !m.servesNothing() {
 		m.hold()
 		return
 	}
 	m.out.Next = nextHeld
 	if m.openHold() {
-		m.fence("the host lives, its kubelet does not, and no application on it serves (whenNotServing: Fence)")
+		m.fence(because)
 	}
 }
 
 func (m *maker) servesNothing() bool {
-	if m.policy.NotServing != verdict.Act || len(m.seen.Apps) == 0 {
+	if len(m.seen.Apps) == 0 {
 		return false
 	}
 	for _, a := range m.seen.Apps {
@@ -456,13 +460,13 @@ func (m *maker) choose() (evidence.Power, bool) {
 	}
 	m.out.Next = nextHeld
 	if len(m.seen.Power) == 0 {
-		m.out.Blocked = "no FencingProfile can be used for this host: add one that selects it, or narrow those that overlap"
+		m.block(BlockNoMethod, "no FencingProfile can be used for this host: add one that selects it, or narrow those that overlap")
 		return evidence.Power{}, false
 	}
 	if len(can) > 0 {
 		why = strings.TrimPrefix(why+"; nothing that can be used cuts volume "+evidence.Uncut(m.seen.Unreleased(), can), "; ")
 	}
-	m.out.Blocked = "no fencing method can be used (" + why + "): repair the device, or power the host off by hand"
+	m.block(BlockNoMethod, "no fencing method can be used ("+why+"): repair the device, or power the host off by hand")
 	if m.found.Refuted {
 		for _, p := range m.seen.Power {
 			if m.lastResort(p) {

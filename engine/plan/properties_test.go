@@ -170,6 +170,9 @@ func anyPolicy(t *rapid.T) verdict.Policy {
 	if oneIn(t, 2, "hold when not serving") {
 		p.NotServing = verdict.Hold
 	}
+	if oneIn(t, 2, "hold when isolated") {
+		p.Isolated = verdict.Hold
+	}
 	return p
 }
 
@@ -232,9 +235,9 @@ func anyApp(t *rapid.T, i int) evidence.App {
 func anyPower(t *rapid.T, i int, read evidence.Instant) evidence.Power {
 	p := evidence.Power{Method: fmt.Sprintf("m%d", i), Level: i + 1, Strength: evidence.StrengthPowerOff, CoversHost: !oneIn(t, 4, "partial"),
 		CoversDrivers: []string{rapid.SampledFrom([]string{"d1", "d2"}).Draw(t, "cuts")},
-		State:    rapid.SampledFrom([]evidence.PowerState{evidence.PowerOff, evidence.PowerOff, evidence.PowerOn, evidence.PowerUnread, evidence.PowerGone}).Draw(t, "power"),
-		Identity: rapid.SampledFrom([]evidence.Identity{evidence.IdentityMatches, evidence.IdentityMatches, evidence.IdentityMatches, evidence.IdentityDiffers, evidence.IdentityUnchecked}).Draw(t, "identity"),
-		At:       read, HasOn: oneIn(t, 2, "was on"), LastOn: ago(span(t, "last on"))}
+		State:         rapid.SampledFrom([]evidence.PowerState{evidence.PowerOff, evidence.PowerOff, evidence.PowerOn, evidence.PowerUnread, evidence.PowerGone}).Draw(t, "power"),
+		Identity:      rapid.SampledFrom([]evidence.Identity{evidence.IdentityMatches, evidence.IdentityMatches, evidence.IdentityMatches, evidence.IdentityDiffers, evidence.IdentityUnchecked}).Draw(t, "identity"),
+		At:            read, HasOn: oneIn(t, 2, "was on"), LastOn: ago(span(t, "last on"))}
 	if p.HasOff = oneIn(t, 2, "was off"); p.HasOff {
 		p.LastOff = min(p.At, ago(span(t, "last off")))
 		p.OffSince = p.LastOff - evidence.Instant(span(t, "off for"))
@@ -532,13 +535,51 @@ func TestI6SilenceNeedsContrast(t *testing.T) {
 	check(t, func(t *rapid.T, s situation) {
 		found, p := s.decide()
 		off := slices.ContainsFunc(s.seen.Power, func(pw evidence.Power) bool { return pw.HasOff || pw.State == evidence.PowerOff })
-		if !has(p, plan.Isolate) || off || found.Refuted || found.Class == verdict.Hung || found.Class == verdict.KubeletDown {
+		if !has(p, plan.Isolate) || off || found.Refuted || lives(found.Class) {
 			return
 		}
 		quiet := quietSince(s.seen, ago(s.policy.ConfirmAfter)+1)
 		contrast := s.seen.Cluster.HasOther && quietSince(s.seen, s.seen.Cluster.OtherNotBefore-evidence.Instant(12500*time.Millisecond)+1)
 		if !quiet || !contrast || (!s.seen.Lease.Missing && s.seen.Lease.Age <= 15*time.Second) {
 			t.Fatalf("fenced by silence: quiet %v, contrast %v, lease %s", quiet, contrast, s.seen.Lease.Age)
+		}
+	})
+}
+
+func lives(c verdict.Class) bool {
+	return slices.Contains([]verdict.Class{verdict.Hung, verdict.KubeletDown, verdict.RuntimeDown, verdict.Isolated}, c)
+}
+
+// TestTheLivingAreFencedByPolicyOnly: a host that lives is commanded off only where the apps ask for that by the policy for its very state, and every
+// application on it has failed its probes for confirmAfter.
+func TestTheLivingAreFencedByPolicyOnly(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		found, p := s.decide()
+		if !has(p, plan.Isolate, plan.Taint) || found.Refuted || !lives(found.Class) {
+			return
+		}
+		asked := s.policy.NotServing
+		if found.Class == verdict.Isolated {
+			asked = s.policy.Isolated
+		}
+		serves := slices.ContainsFunc(s.seen.Apps, func(a evidence.App) bool {
+			return a.Serving != evidence.ServingNo || a.FailingFor < s.policy.ConfirmAfter
+		})
+		if asked != verdict.Act || serves || len(s.seen.Apps) == 0 {
+			t.Fatalf("%s by %s is fenced: %v", found.Class, found.Rule(), p.Steps)
+		}
+	})
+}
+
+// TestNobodyIsBlockedWithoutAReason: what only a human can end names its reason and the way out.
+func TestNobodyIsBlockedWithoutAReason(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		_, p := s.decide()
+		if (p.Blocked != "") != (p.BlockedBy != "") || (p.BlockedBy != "" && !slices.Contains(plan.Blocks(), p.BlockedBy)) {
+			t.Fatalf("blocked %q by %q", p.Blocked, p.BlockedBy)
+		}
+		if (p.ApprovalRequired || p.BudgetExhausted) && p.Blocked == "" {
+			t.Fatalf("a brake that only a human takes off does not block: %v", p.Refusals)
 		}
 	})
 }

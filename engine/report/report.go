@@ -128,20 +128,31 @@ func conditions(status *v1alpha1.HostIncidentStatus, found verdict.Found, todo p
 	recovered := status.Step == v1alpha1.StepResolved || (status.Proof != nil && status.Step == v1alpha1.StepClosed)
 	set(v1alpha1.ConditionRecovered, recovered, [2]string{v1alpha1.ReasonApplicationsUp, v1alpha1.ReasonNotRecovered}, "step "+string(status.Step))
 	set(v1alpha1.ConditionReturnCleared, status.Step == v1alpha1.StepClosed, [2]string{v1alpha1.ReasonNewBoot, v1alpha1.ReasonNotReturned}, "step "+string(status.Step))
-	set(v1alpha1.ConditionBlocked, todo.Blocked != "" || todo.ApprovalRequired || todo.BudgetExhausted,
-		[2]string{blockedReason(todo), v1alpha1.ReasonNotBlocked}, todo.Blocked)
+	set(v1alpha1.ConditionBlocked, todo.Blocked != "",
+		[2]string{blockedReasons[todo.BlockedBy], v1alpha1.ReasonNotBlocked}, todo.Blocked)
+	set(v1alpha1.ConditionStalled, todo.Stalled != "", [2]string{v1alpha1.ReasonStepOverdue, v1alpha1.ReasonWithinBounds}, stalledWords(todo, status.Next))
 	set(v1alpha1.ConditionProofRefuted, found.Refuted, [2]string{v1alpha1.ReasonLifeAfterOff, v1alpha1.ReasonNotRefuted}, "")
 }
 
-func blockedReason(todo plan.Plan) string {
-	switch {
-	case todo.ApprovalRequired:
-		return v1alpha1.ReasonAwaitingApproval
-	case todo.BudgetExhausted:
-		return v1alpha1.ReasonBudgetSpent
-	default:
-		return v1alpha1.ReasonNoMethod
+// blockedReasons has every one of plan.Blocks.
+var blockedReasons = map[string]string{
+	plan.BlockNoMethod:           v1alpha1.ReasonNoMethod,
+	plan.BlockDeviceContradicted: v1alpha1.ReasonDeviceContradicted,
+	plan.BlockNodeMissing:        v1alpha1.ReasonNodeMissing,
+	plan.BlockOtherMachine:       v1alpha1.ReasonOtherMachine,
+	plan.BlockForeignFinalizer:   v1alpha1.ReasonForeignFinalizer,
+	plan.BlockActionHold:         v1alpha1.ReasonActionHold,
+	plan.BlockSameBoot:           v1alpha1.ReasonSameBoot,
+	plan.BlockUnsettledAttempt:   v1alpha1.ReasonUnsettledAttempt,
+	plan.BlockAwaitingApproval:   v1alpha1.ReasonAwaitingApproval,
+	plan.BlockBudgetSpent:        v1alpha1.ReasonBudgetSpent,
+}
+
+func stalledWords(todo plan.Plan, next string) string {
+	if todo.Stalled == "" {
+		return ""
 	}
+	return todo.Stalled + "; " + next
 }
 
 // Set puts a condition into a list, keeping the time of the last change when the status is the same.

@@ -32,6 +32,7 @@ func (w *World) Plan() Round {
 func (w *World) Act() Round {
 	w.look()
 	r := w.Plan()
+	w.turn(r)
 	for _, s := range r.Plan.Steps {
 		if s.Kind.Irreversible() {
 			break
@@ -54,6 +55,15 @@ func (w *World) Act() Round {
 		r.Done = append(r.Done, last)
 	}
 	return r
+}
+
+// turn notes which verdict follows on which.
+func (w *World) turn(r Round) {
+	class := r.Found.Class.String()
+	if w.turned != "" && w.turned != class {
+		w.turns[Turn{w.turned, class}] = true
+	}
+	w.turned = class
 }
 
 func (w *World) reversible(s plan.Step) {
@@ -121,6 +131,7 @@ func (w *World) irreversible(s plan.Step) {
 func (w *World) stepTo(to evidence.Step) {
 	if w.journal.Step != to {
 		w.moves[Move{w.journal.Step, to}] = true
+		w.stepped = w.now
 	}
 	w.journal.Step = to
 	if !w.journal.Open() {

@@ -4,6 +4,7 @@
 package scenario
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,25 +14,56 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/holdfast-dev/holdfast/engine/evidence"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
 )
 
-// exits reads the moves that docs/spec/exits.md lists.
-func exits(t *testing.T) map[Move]bool {
+// page reads the rows of docs/spec/exits.md that match.
+func page(t *testing.T, row string) [][]string {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/spec/exits.md")
 	if err != nil {
 		t.Fatal(err)
 	}
+	return regexp.MustCompile("(?m)^"+row).FindAllStringSubmatch(string(text), -1)
+}
+
+// exits reads the moves that docs/spec/exits.md lists.
+func exits(t *testing.T) map[Move]bool {
+	t.Helper()
 	out := map[Move]bool{}
-	for _, row := range regexp.MustCompile("(?m)^\\| (?:–|`(\\w+)`) \\| `(\\w+)` \\| \\S").FindAllStringSubmatch(string(text), -1) {
-		out[Move{evidence.Step(row[1]), evidence.Step(row[2])}] = true
+	for _, row := range page(t, "\\| (?:–|`(\\w+)`) \\| `([A-Z]\\w+)` \\| \\S") {
+		if move := (Move{evidence.Step(row[1]), evidence.Step(row[2])}); !isVerdict(row[2]) {
+			out[move] = true
+		}
 	}
 	return out
 }
 
-// TestStoriesShowEveryExit: each move on the page is made in a story, and no other.
-func TestStoriesShowEveryExit(t *testing.T) {
-	listed, made := exits(t), map[Move]bool{}
+// turns reads the ways out of verdicts that docs/spec/exits.md lists.
+func turns(t *testing.T) map[Turn]bool {
+	t.Helper()
+	out := map[Turn]bool{}
+	for _, row := range page(t, "\\| `(\\w+)` \\| `(\\w+)` \\| \\S") {
+		if isVerdict(row[2]) {
+			out[Turn{row[1], row[2]}] = true
+		}
+	}
+	return out
+}
+
+func isVerdict(name string) bool {
+	for c := verdict.Healthy; c <= verdict.Unknown; c++ {
+		if c.String() == name {
+			return true
+		}
+	}
+	return false
+}
+
+// told tells every story, and returns the moves and turns of all of them by file.
+func told(t *testing.T) (moves map[string]map[Move]bool, taken map[Turn]bool) {
+	t.Helper()
+	moves, taken = map[string]map[Move]bool{}, map[Turn]bool{}
 	files, err := filepath.Glob("../../test/scenario/*.txt")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no stories: %v", err)
@@ -41,14 +73,25 @@ func TestStoriesShowEveryExit(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		moves, err := Moves(string(text))
+		m, turned, err := Moves(string(text))
 		if err != nil {
 			t.Fatalf("%s: %v", file, err)
 		}
+		moves[filepath.Base(file)] = m
+		maps.Copy(taken, turned)
+	}
+	return moves, taken
+}
+
+// TestStoriesShowEveryExit: each move on the page is made in a story, and no other.
+func TestStoriesShowEveryExit(t *testing.T) {
+	listed, made := exits(t), map[Move]bool{}
+	stories, _ := told(t)
+	for file, moves := range stories {
 		for m := range moves {
 			made[m] = true
 			if !listed[m] {
-				t.Errorf("%s goes from %q to %s; docs/spec/exits.md does not say so", filepath.Base(file), m.From, m.To)
+				t.Errorf("%s goes from %q to %s; docs/spec/exits.md does not say so", file, m.From, m.To)
 			}
 		}
 	}
@@ -57,6 +100,35 @@ func TestStoriesShowEveryExit(t *testing.T) {
 			t.Errorf("docs/spec/exits.md goes from %q to %s, and no story does", m.From, m.To)
 		}
 	}
+}
+
+// TestEveryVerdictHasAWayOut: every verdict that is not Healthy lists ways out, each is taken in a story, and they lead to Healthy and, but for an
+// application's own failure, to Lost.
+func TestEveryVerdictHasAWayOut(t *testing.T) {
+	listed := turns(t)
+	_, taken := told(t)
+	for turn := range listed {
+		if !taken[turn] {
+			t.Errorf("docs/spec/exits.md goes from %s to %s, and no story does", turn.From, turn.To)
+		}
+	}
+	for c := verdict.KubeletDown; c <= verdict.Unknown; c++ {
+		for _, end := range []verdict.Class{verdict.Healthy, verdict.Lost} {
+			if c != end && c != verdict.AppDown && !leads(listed, c.String(), end.String()) {
+				t.Errorf("docs/spec/exits.md has no way from %s to %s", c, end)
+			}
+		}
+	}
+}
+
+func leads(listed map[Turn]bool, from, to string) bool {
+	reached := map[string]bool{from: true}
+	for range len(listed) {
+		for turn := range listed {
+			reached[turn.To] = reached[turn.To] || reached[turn.From]
+		}
+	}
+	return reached[to]
 }
 
 // TestEveryStepHasAWayToTheEnd enumerates the steps: from each one, the listed moves lead to Closed.

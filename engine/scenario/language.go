@@ -179,6 +179,8 @@ func setPolicy(w *World, a []string) error {
 		p.OnLoss = verdict.Hold
 	case "whenNotServing=Fence":
 		p.NotServing = verdict.Act
+	case "onIsolation=Fence":
+		p.Isolated = verdict.Act
 	case "approval=Manual":
 		p.ManualApproval = true
 	case "traffic=None":

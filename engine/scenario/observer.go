@@ -241,6 +241,7 @@ func (w *World) journalNow() evidence.Journal {
 	j := w.journal
 	j.Attempts = slices.Clone(j.Attempts)
 	j.Pods = len(j.Apps)
+	j.StepFor = w.now - w.stepped
 	for i := range j.Attempts {
 		a := &j.Attempts[i]
 		known := time.Duration(0)

@@ -27,7 +27,7 @@ var (
 		"port is not asked", "leader changes", "leader changes", "leader dies before its next call", "human approves", "boot",
 	}
 	deviceTroubles = []string{"obeys", "ignores commands", "refuses commands", "swallows commands", "loses its answers", "says Unreadable", "tells the truth", "does not say whose it is"}
-	settings       = []string{"whenNotServing=Fence", "approval=Manual", "onHostLoss=Hold", "mode=Shadow", "mode=Enforce", "mode=Paused", "confirmAfter=5s", "confirmAfter=30s"}
+	settings       = []string{"whenNotServing=Fence", "onIsolation=Fence", "approval=Manual", "onHostLoss=Hold", "mode=Shadow", "mode=Enforce", "mode=Paused", "confirmAfter=5s", "confirmAfter=30s"}
 )
 
 // history is a world with what was said and done in it, for a report that can be read.
@@ -181,8 +181,8 @@ func TestEverythingEnds(t *testing.T) {
 		h.past()
 		h.repair()
 		if rapid.Bool().Draw(t, "comes back") {
-			h.Policy.NotServing = verdict.Hold // else a kernel that boots may be taken for one that hangs, and the host is fenced instead
-			for range 3 {                      // a command that was under way may switch it off again
+			h.Policy.NotServing, h.Policy.Isolated = verdict.Hold, verdict.Hold // else a kernel that boots may be taken for one that hangs, and the host is fenced instead
+			for range 3 {                                                       // a command that was under way may switch it off again
 				h.utter("boot")
 				h.live(2 * time.Minute)
 				if h.host.powered {

@@ -27,14 +27,14 @@ import (
 // nobody acting. "decide" looks once and changes nothing. "run D", "run until step S within D" and "run until verdict V within D" let Holdfast act, and
 // tell what changed, and when. What stands between ---- and the next empty line is the expectation.
 func Rewrite(text string) (string, error) {
-	return (&story{moves: map[Move]bool{}}).rewrite(text)
+	return (&story{moves: map[Move]bool{}, turns: map[Turn]bool{}}).rewrite(text)
 }
 
-// Moves lists the moves between steps that incidents make in a scenario.
-func Moves(text string) (map[Move]bool, error) {
-	s := &story{moves: map[Move]bool{}}
+// Moves lists the moves between steps that incidents make in a scenario, and the verdicts that follow on each other in them.
+func Moves(text string) (map[Move]bool, map[Turn]bool, error) {
+	s := &story{moves: map[Move]bool{}, turns: map[Turn]bool{}}
 	_, err := s.rewrite(text)
-	return s.moves, err
+	return s.moves, s.turns, err
 }
 
 func (s *story) rewrite(text string) (string, error) {
@@ -71,6 +71,7 @@ type story struct {
 	warm   bool
 	answer string
 	moves  map[Move]bool // of all worlds of the text
+	turns  map[Turn]bool
 }
 
 func (s *story) line(line string) error {
@@ -80,8 +81,8 @@ func (s *story) line(line string) error {
 	case len(words) == 0:
 		return nil
 	case words[0] == "host" && len(words) == 4 && words[2] == "boot":
-		*s = story{world: NewWorld(words[1], words[3]), moves: s.moves}
-		s.world.moves = s.moves
+		*s = story{world: NewWorld(words[1], words[3]), moves: s.moves, turns: s.turns}
+		s.world.moves, s.world.turns = s.moves, s.turns
 		return nil
 	case s.world == nil:
 		return fmt.Errorf(`a story begins with "host NAME boot ID"`)
@@ -245,7 +246,10 @@ func (w *World) refusals(p plan.Plan) []string {
 		lines = append(lines, line)
 	}
 	if p.Blocked != "" {
-		lines = append(lines, "  blocked: "+p.Blocked)
+		lines = append(lines, fmt.Sprintf("  blocked by %s: %s", p.BlockedBy, p.Blocked))
+	}
+	if p.Stalled != "" {
+		lines = append(lines, "  stalled: "+p.Stalled)
 	}
 	for _, s := range p.Would {
 		lines = append(lines, "  would "+w.stepWords(s))

@@ -64,7 +64,15 @@ type World struct {
 	Broken []string
 	told   []string
 	moves  map[Move]bool
+	// turns are the verdicts that followed on each other when Holdfast acted, and turned is the latest.
+	turns  map[Turn]bool
+	turned string
+	// stepped is when the incident came to its step.
+	stepped time.Duration
 }
+
+// Turn is one verdict after another.
+type Turn struct{ From, To string }
 
 // Move is one step of an incident to another; the first is from the empty step.
 type Move struct{ From, To evidence.Step }
@@ -120,11 +128,12 @@ type cluster struct {
 func NewWorld(name, boot string) *World {
 	w := &World{
 		Policy: verdict.Policy{ConfirmAfter: 15 * time.Second, MinimumProof: evidence.StrengthPowerOff, BlindPercent: 50, BlindAPISilent: 5 * time.Second,
-			OnLoss: verdict.Act, NotServing: verdict.Hold, KeepTraffic: true},
+			OnLoss: verdict.Act, NotServing: verdict.Hold, Isolated: verdict.Hold, KeepTraffic: true},
 		Budget:  plan.Budget{Max: 2},
 		host:    host{name: name, uid: "node-uid-1", machine: "machine-1", boot: boot},
 		cluster: cluster{hosts: 3},
 		moves:   map[Move]bool{},
+		turns:   map[Turn]bool{},
 		cut:     map[string]bool{},
 	}
 	w.host.node = evidence.Node{Read: true, UID: w.host.uid, SystemUUID: w.host.machine}

@@ -69,8 +69,10 @@ type Policy struct {
 	Paused bool
 	// OnLoss Act fences and migrates a host that is lost.
 	OnLoss Careful
-	// NotServing Act fences a host that lives without its kubelet and whose application does not serve.
+	// NotServing Act fences a host that lives without its kubelet or its runtime, and on which no application serves.
 	NotServing Careful
+	// Isolated Act fences a host that lives and is cut off, and on which no application answers.
+	Isolated Careful
 	// ManualApproval wants a human's word before an Off command that changes state.
 	ManualApproval bool
 	// KeepTraffic puts endpoints back while the application's own probes pass and the kubelet cannot say so.
