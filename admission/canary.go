@@ -26,6 +26,7 @@ const (
 	canaryApp      = "holdfast-canary"
 	canaryIncident = "holdfast-canary"
 	canaryClaim    = "holdfast-canary-claim"
+	canaryGate     = "canary.holdfast.dev/never-starts" // none of those that the rules are about
 )
 
 // IsCanary says whether the pod is one of Holdfast's own canaries, which nothing else needs to look after.
@@ -39,7 +40,7 @@ func canaryPod(id Identity, name string, labels map[string]string) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: id.orDefault().Namespace, Name: name, Labels: labels},
 		Spec: corev1.PodSpec{
-			SchedulingGates:              []corev1.PodSchedulingGate{{Name: prefix + "canary"}},
+			SchedulingGates:              []corev1.PodSchedulingGate{{Name: canaryGate}},
 			AutomountServiceAccountToken: &no,
 			RestartPolicy:                corev1.RestartPolicyNever,
 			SecurityContext: &corev1.PodSecurityContext{
@@ -76,6 +77,7 @@ func (c Canary) hatch(ctx context.Context) error {
 		return err
 	}
 	guarded := canaryPod(c.Identity, canaryGuarded, map[string]string{v1alpha1.LabelApp: canaryApp})
+	guarded.Spec.SchedulingGates = append(guarded.Spec.SchedulingGates, corev1.PodSchedulingGate{Name: v1alpha1.GateNewcomer})
 	held := canaryPod(c.Identity, canaryHeld, map[string]string{v1alpha1.LabelHold: canaryIncident})
 	for _, pod := range []*corev1.Pod{guarded, held} {
 		if err := c.Holdfast.Create(ctx, pod); err != nil {

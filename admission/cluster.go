@@ -5,6 +5,7 @@ package admission
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 )
@@ -44,14 +45,71 @@ var fencedTaint = rule{
 		"it off when the host has come back clean: kubectl get hi. ' + variables.way",
 }
 
+// nodeIdentity keeps what tells one boot of one machine from another, and the kubelet's list of volumes in use: by the
+// one a fenced host is let back, by the other attach/detach knows what is still mounted.
+var nodeIdentity = rule{
+	name:    "NodeIdentity",
+	on:      on(update),
+	allow:   "variables.holdfast || variables.ownKubelet || (" + sameIdentity + " && " + stillListed("volumesInUse", "v") + ")",
+	message: "'changing boot ID, system UUID, machine ID or volumes in use of ' + variables.subject + ' is refused: only its own kubelet knows them'",
+}
+
+// attachedVolumes keeps attach/detach's own list: it starts from there after a restart.
+var attachedVolumes = rule{
+	name:    "AttachedVolumes",
+	on:      on(update),
+	allow:   "variables.holdfast || " + asked(attachDetach) + " || " + stillListed("volumesAttached", "v.name"),
+	message: "'taking volumes off the list of those attached to ' + variables.subject + ' is refused: only the attach/detach controller knows them'",
+}
+
+// fencedIdentity is nodeIdentity for a host that was fenced and carries nothing any more.
+var fencedIdentity = rule{
+	name:    "FencedIdentity",
+	on:      on(update),
+	allow:   "variables.holdfast || variables.ownKubelet || " + fencedTaints("oldObject") + ".size() == 0 || " + sameIdentity,
+	message: "'changing boot ID, system UUID or machine ID of ' + variables.subject + ' is refused: it is fenced, and only its own kubelet can say that it has booted again'",
+}
+
+// sameIdentity holds if boot and machine stay as they were reported.
+var sameIdentity = func() string {
+	of := func(root, field string) string {
+		return fmt.Sprintf("(has(%[1]s.status) && has(%[1]s.status.nodeInfo) ? %[1]s.status.nodeInfo.%[2]s : '')", root, field)
+	}
+	var same []string
+	for _, field := range []string{"bootID", "systemUUID", "machineID"} {
+		same = append(same, of("object", field)+" == "+of("oldObject", field))
+	}
+	return "(" + strings.Join(same, " && ") + ")"
+}()
+
+// stillListed holds if everything in the list of the old status, each v told by the expression key, is in the new one.
+func stillListed(list, key string) string {
+	of := func(root string) string {
+		return fmt.Sprintf("(has(%[1]s.status) && has(%[1]s.status.%[2]s) ? %[1]s.status.%[2]s.map(v, %[3]s) : [])", root, list, key)
+	}
+	return of("oldObject") + ".all(was, was in " + of("object") + ")"
+}
+
 // attachmentDelete refuses the delete that makes a driver detach a volume. The attach/detach controller may: it
 // detaches by force only what no pod wants any more, and the other rules keep a guarded pod wanting it.
 var attachmentDelete = rule{
 	name:  "AttachmentDelete",
 	on:    on(remove),
-	allow: "variables.holdfast || request.userInfo.username == " + quote(attachDetach) + " || variables.overridden",
+	allow: "variables.holdfast || " + asked(attachDetach) + " || variables.overridden",
 	message: "'deleting ' + variables.subject + ' is refused: it attaches a guarded volume, and its writer may still be writing. Delete the pod " +
 		"gracefully and Kubernetes detaches the volume; if the host is dead, Holdfast releases it once the host is proven off: kubectl get hi. ' + variables.way",
+}
+
+// attachmentState keeps an attachment that nobody has asked to end: attached, and with the finalizers by which its driver
+// learns of the end. The driver's attacher changes neither before that.
+var attachmentState = rule{
+	name: "AttachmentState",
+	on:   on(update),
+	allow: "variables.holdfast || variables.overridden || has(oldObject.metadata.deletionTimestamp) || (" +
+		"(!(has(oldObject.status) && oldObject.status.attached) || (has(object.status) && object.status.attached)) && " +
+		"(!has(oldObject.metadata.finalizers) || oldObject.metadata.finalizers.all(f, has(object.metadata.finalizers) && f in object.metadata.finalizers)))",
+	message: "'detaching ' + variables.subject + ' by its status or finalizers is refused: it attaches a guarded volume, its writer may still be writing, " +
+		"and nothing has asked the driver to detach. Delete the pod gracefully and Kubernetes detaches the volume. ' + variables.way",
 }
 
 // attachmentKeys keeps Holdfast's keys on VolumeAttachments for Holdfast.
@@ -63,14 +121,15 @@ var attachmentOverrideKey = clusterOverrideKey
 // namespaceKeys keeps Holdfast's keys on namespaces for Holdfast: evictions and labelling go by them.
 var namespaceKeys = keysRule("NamespaceKeys")
 
-// openIncident refuses to lose the journal of a host's trouble before it is over.
-var openIncident = rule{
-	name: "OpenIncident",
-	on:   on(remove),
-	allow: "variables.holdfast || (has(oldObject.status) && has(oldObject.status.step) && oldObject.status.step in [" +
-		quote(string(v1alpha1.StepClosed)) + ", " + quote(string(v1alpha1.StepRetired)) + "])",
-	message: "'deleting ' + variables.subject + ' is refused: it is not closed, and what it holds would be held without a reason to read. " +
-		"It closes once its host is back or retired: kubectl get hi ' + variables.name",
+// namespaceFinalize keeps a namespace with guarded pods until it is empty: without the namespace there are no lists for
+// the other policies to read.
+var namespaceFinalize = rule{
+	name: "NamespaceFinalize",
+	on:   on(update),
+	allow: "variables.holdfast || " + asked(namespaceEnder) + " || !variables.listed || (has(oldObject.spec) && has(oldObject.spec.finalizers)" +
+		" ? oldObject.spec.finalizers.all(f, has(object.spec) && has(object.spec.finalizers) && f in object.spec.finalizers) : true)",
+	message: "'taking finalizers off the spec of ' + variables.subject + ' is refused: it has guarded pods, and without the namespace they would be nobody\\'s. " +
+		"Delete the namespace; it ends once its pods have stopped or Holdfast has released them: kubectl get hi'",
 }
 
 // clusterOverrideKey is the rule OverrideKey for objects without a namespace.
@@ -85,23 +144,27 @@ var clusterOverrideKey = rule{
 // keysRule refuses every change of Holdfast's keys by others.
 func keysRule(name string) rule {
 	return rule{
-		name:  name,
-		on:    on(create, update),
-		allow: "variables.holdfast || variables.changed.size() == 0",
-		message: "'changing guard.holdfast.dev keys of ' + variables.subject + ' (' + variables.changed.join(', ') + ') is refused: " +
-			"they are for Holdfast to set and remove'",
+		name:    name,
+		on:      on(create, update),
+		allow:   "variables.holdfast || variables.changed.size() == 0",
+		message: keysMessage,
 	}
 }
+
+const keysMessage = "'changing guard.holdfast.dev keys of ' + variables.subject + ' (' + variables.changed.join(', ') + ') is refused: " +
+	"they are for Holdfast to set and remove'"
 
 // nodes are the rules for nodes that carry guarded pods.
 func nodes(id Identity, stamp string) policy {
 	return policy{
 		name:      "holdfast-nodes",
 		match:     match{"", "v1", []string{"nodes", "nodes/*"}, on(create, update, remove), v1alpha1.LabelCarries},
-		variables: clusterVariables(id, stamp, "node"),
+		variables: nodeVariables(id, stamp),
 		rules: []rule{
 			nodeDelete,
 			outOfServiceTaint,
+			nodeIdentity,
+			attachedVolumes,
 			nodeKeys,
 			nodeOverrideKey,
 		},
@@ -109,15 +172,16 @@ func nodes(id Identity, stamp string) policy {
 	}
 }
 
-// fencedNodes watches Holdfast's own taint on every node: a fenced node carries nothing any more. A node's status
-// cannot change its taints, so heartbeats do not pass here.
+// fencedNodes watches Holdfast's own taint on every node, and what a fenced one says of itself: a fenced node carries
+// nothing any more.
 func fencedNodes(id Identity, stamp string) policy {
 	return policy{
 		name:      "holdfast-fenced-nodes",
-		match:     match{"", "v1", []string{"nodes"}, on(update), ""},
-		variables: clusterVariables(id, stamp, "node"),
+		match:     match{"", "v1", []string{"nodes", "nodes/status"}, on(update), ""},
+		variables: nodeVariables(id, stamp),
 		rules: []rule{
 			fencedTaint,
+			fencedIdentity,
 		},
 	}
 }
@@ -131,6 +195,7 @@ func attachments(id Identity, stamp string) policy {
 		variables: clusterVariables(id, stamp, "volumeattachment"),
 		rules: []rule{
 			attachmentDelete,
+			attachmentState,
 			attachmentKeys,
 			attachmentOverrideKey,
 		},
@@ -141,24 +206,13 @@ func attachments(id Identity, stamp string) policy {
 // namespaces are the rules for what the other policies read on namespaces.
 func namespaces(id Identity, stamp string) policy {
 	return policy{
-		name:      "holdfast-namespaces",
-		match:     match{"", "v1", []string{"namespaces", "namespaces/*"}, on(create, update), ""},
-		variables: clusterVariables(id, stamp, "namespace"),
+		name:  "holdfast-namespaces",
+		match: match{"", "v1", []string{"namespaces", "namespaces/*"}, on(create, update), ""},
+		variables: append(clusterVariables(id, stamp, "namespace"), variable{"listed", "request.operation == 'UPDATE' && (" +
+			valueOf("oldObject", "annotations", v1alpha1.AnnotationClaims) + " != '' || " + valueOf("oldObject", "annotations", v1alpha1.AnnotationHeld) + " != '')"}),
 		rules: []rule{
 			namespaceKeys,
-		},
-	}
-}
-
-// incidents are the rules for the journal.
-func incidents(id Identity, stamp string) policy {
-	return policy{
-		name: "holdfast-incidents",
-		match: match{v1alpha1.GroupVersion.Group, v1alpha1.GroupVersion.Version, []string{"hostincidents"}, on(remove),
-			""},
-		variables: clusterVariables(id, stamp, "hostincident"),
-		rules: []rule{
-			openIncident,
+			namespaceFinalize,
 		},
 	}
 }
@@ -176,6 +230,12 @@ func clusterVariables(id Identity, stamp, kind string) []variable {
 	vars = append(vars, overrideVariables(mayOverride("", ""))...)
 	vars = append(vars, overrideKeyVariables()...)
 	return append(vars, keyVariables()...)
+}
+
+// nodeVariables are clusterVariables for nodes, and ownKubelet.
+func nodeVariables(id Identity, stamp string) []variable {
+	return append(clusterVariables(id, stamp, "node"), variable{"ownKubelet",
+		"request.userInfo.username == 'system:node:' + variables.name && has(request.userInfo.groups) && 'system:nodes' in request.userInfo.groups"})
 }
 
 // tainted holds if root has a taint of the key, with whatever effect: attach/detach looks at the key only.

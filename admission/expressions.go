@@ -18,10 +18,22 @@ var hostControllers = []string{
 	"system:serviceaccount:kube-system:node-controller",
 	"system:serviceaccount:kube-system:taint-eviction-controller",
 	"system:serviceaccount:kube-system:pod-garbage-collector",
+	"system:serviceaccount:kube-system:device-taint-eviction-controller",
 }
 
 // attachDetach is the identity of Kubernetes that attaches and detaches volumes.
 const attachDetach = "system:serviceaccount:kube-system:attachdetach-controller"
+
+// The identities of Kubernetes that end the protection of what nobody uses any more, and that bind volumes to claims.
+const (
+	claimProtection  = "system:serviceaccount:kube-system:pvc-protection-controller"
+	volumeProtection = "system:serviceaccount:kube-system:pv-protection-controller"
+	volumeBinder     = "system:serviceaccount:kube-system:persistent-volume-binder"
+	namespaceEnder   = "system:serviceaccount:kube-system:namespace-controller"
+)
+
+// asked holds if the user of that name asks.
+func asked(by string) string { return "request.userInfo.username == " + quote(by) }
 
 // quote writes s as a string of the expression language. Our strings hold no quotes and no backslashes.
 func quote(s string) string { return "'" + s + "'" }

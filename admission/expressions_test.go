@@ -19,7 +19,7 @@ import (
 var oldest = version.MajorMinor(1, 30)
 
 func TestTheOldestKubernetesUnderstandsTheExpressions(t *testing.T) {
-	for _, o := range admission.Objects(admission.Identity{}) {
+	for _, o := range admission.Objects(admission.Identity{}, everything) {
 		policy, ok := o.(*admissionv1.ValidatingAdmissionPolicy)
 		if !ok {
 			continue // MutatingAdmissionPolicy is younger

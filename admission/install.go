@@ -24,7 +24,7 @@ import (
 // Capabilities say what the API server can do beyond the least that Holdfast needs.
 type Capabilities struct {
 	// MutatingPolicies: MutatingAdmissionPolicy is served as admissionregistration.k8s.io/v1. Without it the
-	// manager has to label pods after their creation.
+	// manager has to label pods after their creation, and newcomers start ungated unless their template has the gate.
 	MutatingPolicies bool
 }
 
@@ -64,10 +64,7 @@ func Install(ctx context.Context, c client.Client, id Identity, caps Capabilitie
 	}
 	in := Installed{Held: held}
 	var failed []error
-	for _, want := range Objects(id) {
-		if isMutating(want) && !caps.MutatingPolicies {
-			continue
-		}
+	for _, want := range Objects(id, caps) {
 		if err := in.install(ctx, c, want); err != nil {
 			failed = append(failed, fmt.Errorf("installing %s: %w", label(want), err))
 		}
@@ -191,14 +188,6 @@ func overlay(found, want client.Object) client.Object {
 	o.SetResourceVersion(found.GetResourceVersion())
 	o.SetUID(found.GetUID())
 	return o
-}
-
-func isMutating(o client.Object) bool {
-	switch o.(type) {
-	case *admissionv1.MutatingAdmissionPolicy, *admissionv1.MutatingAdmissionPolicyBinding:
-		return true
-	}
-	return false
 }
 
 // label is "kind/name".

@@ -56,7 +56,7 @@ func TestTheExpressionsHaveTheRightTypes(t *testing.T) {
 		RestMapper:     cluster.Client.RESTMapper(),
 	}
 	checked := 0
-	for _, o := range admission.Objects(admission.Identity{}) {
+	for _, o := range admission.Objects(admission.Identity{}, everything) {
 		policy, ok := o.(*admissionv1.ValidatingAdmissionPolicy)
 		if !ok {
 			continue
@@ -71,7 +71,7 @@ func TestTheExpressionsHaveTheRightTypes(t *testing.T) {
 	}
 	// The checker must be able to find fault, or its silence means nothing.
 	broken := &admissionv1.ValidatingAdmissionPolicy{Spec: admissionv1.ValidatingAdmissionPolicySpec{
-		MatchConstraints: admission.Objects(admission.Identity{})[0].(*admissionv1.ValidatingAdmissionPolicy).Spec.MatchConstraints,
+		MatchConstraints: admission.Objects(admission.Identity{}, everything)[0].(*admissionv1.ValidatingAdmissionPolicy).Spec.MatchConstraints,
 		Validations:      []admissionv1.Validation{{Expression: "object.spec.noSuchField == 1"}},
 	}}
 	if len(checker.Check(broken)) == 0 {
@@ -83,18 +83,22 @@ func TestTheExpressionsHaveTheRightTypes(t *testing.T) {
 // refuse is told at once, before a proof waits for it.
 func TestEveryRuleRefusesSomething(t *testing.T) {
 	var expected []string
-	for _, table := range []map[string]attempt{always, armed, births, evicting} {
+	for _, table := range []map[string]attempt{always, armed, births, evicting, ofNewcomers} {
 		for _, a := range table {
 			expected = append(expected, a.refusedBy)
 		}
 	}
-	for _, table := range []map[string]clusterAttempt{ofNodes, ofAttachments, ofNamespaces, ofIncidents} {
+	for _, table := range []map[string]clusterAttempt{ofNodes, ofAttachments, ofNamespaces, ofIncidents, ofApps, ofClaims, ofVolumes, ofKinds} {
 		for _, a := range table {
 			expected = append(expected, a.refusedBy)
 		}
 	}
+	for _, a := range configAttempts {
+		expected = append(expected, a.refusedBy)
+	}
+	expected = append(expected, profilePolicy+"ProfileStatus", newcomerBirths+"UngatedNewcomer", newcomerBirths+"BornUnguarded") // tests of their own
 	var there []string
-	for _, o := range admission.Objects(admission.Identity{}) {
+	for _, o := range admission.Objects(admission.Identity{}, everything) {
 		policy, ok := o.(*admissionv1.ValidatingAdmissionPolicy)
 		if !ok {
 			continue
@@ -117,7 +121,7 @@ func TestEveryRuleRefusesSomething(t *testing.T) {
 }
 
 func TestThePoliciesFailClosedAndHaveNoParameters(t *testing.T) {
-	for _, o := range admission.Objects(admission.Identity{}) {
+	for _, o := range admission.Objects(admission.Identity{}, everything) {
 		switch p := o.(type) {
 		case *admissionv1.ValidatingAdmissionPolicy:
 			if p.Spec.ParamKind != nil || *p.Spec.FailurePolicy != admissionv1.Fail {
@@ -133,7 +137,7 @@ func TestThePoliciesFailClosedAndHaveNoParameters(t *testing.T) {
 
 func TestTheVersionDoesNotDependOnTheIdentity(t *testing.T) {
 	at := func(o client.Object) string { return o.GetAnnotations()[admission.AnnotationVersion] }
-	ours, theirs := admission.Objects(admission.Identity{}), admission.Objects(admission.Identity{Namespace: "elsewhere", Manager: "m"})
+	ours, theirs := admission.Objects(admission.Identity{}, everything), admission.Objects(admission.Identity{Namespace: "elsewhere", Manager: "m"}, everything)
 	if at(ours[0]) != at(theirs[0]) || at(ours[0]) != admission.Current().String() {
 		t.Errorf("versions %q and %q, want %q", at(ours[0]), at(theirs[0]), admission.Current())
 	}
@@ -183,7 +187,7 @@ func TestTheNewestPoliciesWin(t *testing.T) {
 			if s.held {
 				objects = append(objects, namespace(annotated)("shop"))
 			}
-			want := admission.Objects(admission.Identity{})[1].(*admissionv1.ValidatingAdmissionPolicyBinding)
+			want := admission.Objects(admission.Identity{}, everything)[1].(*admissionv1.ValidatingAdmissionPolicyBinding)
 			if s.version != "" {
 				was := want.DeepCopy()
 				was.Annotations = map[string]string{admission.AnnotationVersion: s.version, "example.com/note": "theirs"}

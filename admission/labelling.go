@@ -16,24 +16,16 @@ import (
 // labellingName is the name of the MutatingAdmissionPolicy and of its binding.
 const labellingName = "holdfast-label-pods"
 
-// claimVariables are what is known about a new pod by the claims that it names: claims, their names; guards, the
-// entries of the namespace's annotation as [app, claim, place]; matching, those of them that stand for one of the
-// pod's claims; expected, the app of the first of these, which is the value of the pod's label; called, the pod's
+// claimVariables are what is known about a new pod by the claims that it names: claims, their names; matching, what
+// [guardsOf] them; expected, the app of the first of these, which is the value of the pod's label; called, the pod's
 // name, empty while it is still to be generated; and newcomer. [AppOf] and [Newcomer] are the same in Go.
 func claimVariables() []variable {
-	const (
-		covers = "(c == g[1] || (g[1].endsWith('*') && c.startsWith(g[1].substring(0, g[1].size() - 1))" +
-			" && c.substring(g[1].size() - 1).matches('^[0-9]+$')))"
-		placed = "(g[2].endsWith('*')" +
-			" ? c != g[1] && variables.called == g[2].substring(0, g[2].size() - 1) + c.substring(g[1].size() - 1)" +
-			" : variables.called != '' && variables.called == g[2])"
-	)
+	const placed = "(g[2].endsWith('*')" +
+		" ? c != g[1] && variables.called == g[2].substring(0, g[2].size() - 1) + c.substring(g[1].size() - 1)" +
+		" : variables.called != '' && variables.called == g[2])"
 	return []variable{
 		{"claims", "has(object.spec.volumes) ? object.spec.volumes.filter(v, has(v.persistentVolumeClaim)).map(v, v.persistentVolumeClaim.claimName) : []"},
-		{"guards", "variables.claims.size() == 0 ? [] : " + namespaceEntries(v1alpha1.AnnotationClaims) + ".filter(e, e.contains('='))" +
-			".map(e, [e.substring(0, e.indexOf('=')).trim(), e.substring(e.indexOf('=') + 1)])" +
-			".map(e, [e[0]] + (e[1].contains('@') ? [e[1].substring(0, e[1].indexOf('@')), e[1].substring(e[1].indexOf('@') + 1)] : [e[1], '']))"},
-		{"matching", "variables.guards.filter(g, variables.claims.exists(c, " + covers + "))"},
+		{"matching", "variables.claims.size() == 0 ? [] : " + guardsOf("variables.claims")},
 		{"expected", "variables.matching.size() == 0 ? '' : variables.matching[0][0]"},
 		{"called", "has(object.metadata.name) ? object.metadata.name : ''"},
 		{"newcomer", "variables.matching.exists(g, variables.claims.exists(c, " + covers + " && !" + placed + "))"},
@@ -41,6 +33,18 @@ func claimVariables() []variable {
 		{"gates", gatesOf("object")},
 		{"gated", quote(v1alpha1.GateNewcomer) + " in variables.gates"},
 	}
+}
+
+// covers holds if the entry g, as [app, claim, place], stands for the claim c.
+const covers = "(c == g[1] || (g[1].endsWith('*') && c.startsWith(g[1].substring(0, g[1].size() - 1))" +
+	" && c.substring(g[1].size() - 1).matches('^[0-9]+$')))"
+
+// guardsOf lists the entries of the namespace's annotation, as [app, claim, place], that stand for any of the claims.
+func guardsOf(claims string) string {
+	return namespaceEntries(v1alpha1.AnnotationClaims) + ".filter(e, e.contains('='))" +
+		".map(e, [e.substring(0, e.indexOf('=')).trim(), e.substring(e.indexOf('=') + 1)])" +
+		".map(e, [e[0]] + (e[1].contains('@') ? [e[1].substring(0, e[1].indexOf('@')), e[1].substring(e[1].indexOf('@') + 1)] : [e[1], '']))" +
+		".filter(g, " + claims + ".exists(c, " + covers + "))"
 }
 
 // labelling is the MutatingAdmissionPolicy that marks pods on guarded claims when they are created, so that a pod is

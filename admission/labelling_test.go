@@ -123,7 +123,11 @@ func TestANewPodThatIsNotInItsPlaceGetsTheGate(t *testing.T) {
 			}}
 			must(t, us.Create(ctx, ns))
 			for _, before := range [][]corev1.PodSchedulingGate{nil, {theirs}} {
-				pod := podOn(ns.Name, n.claims, nil, nil)
+				var labels map[string]string
+				if before != nil {
+					labels = map[string]string{"app": "db"} // whose selector it matches does not matter
+				}
+				pod := podOn(ns.Name, n.claims, labels, nil)
 				pod.Name, pod.Spec.SchedulingGates = n.pod, before
 				if n.pod == "" {
 					pod.GenerateName = "db-"

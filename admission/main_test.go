@@ -82,8 +82,11 @@ func controller(name string) identity {
 }
 
 // config is the identity's, by impersonation.
-func (id identity) config() *rest.Config {
-	c := rest.CopyConfig(cluster.Config)
+func (id identity) config() *rest.Config { return id.impersonated(cluster.Config) }
+
+// impersonated is the identity's, by an administrator of some cluster.
+func (id identity) impersonated(admin *rest.Config) *rest.Config {
+	c := rest.CopyConfig(admin)
 	c.QPS, c.Burst = 1000, 1000
 	c.Impersonate = rest.ImpersonationConfig{UserName: id.user, Groups: id.groups}
 	return c
@@ -106,13 +109,10 @@ var everything = admission.Capabilities{MutatingPolicies: true}
 var guard = sync.OnceValue(func() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if err := grant(ctx, "everything-but-override", rbacv1.PolicyRule{
-		APIGroups: []string{"*"}, Resources: []string{"*"},
-		Verbs: []string{"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"},
-	}, rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: "system:authenticated"}); err != nil {
+	if err := everybody(ctx, cluster.Client); err != nil {
 		return err
 	}
-	if err := grant(ctx, "override", rbacv1.PolicyRule{
+	if err := grant(ctx, cluster.Client, "override", rbacv1.PolicyRule{
 		APIGroups: []string{"guard.holdfast.dev"}, Resources: []string{"guardedstatefulapps"}, Verbs: []string{"override"},
 	}, rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: breaker.user}); err != nil {
 		return err
@@ -155,13 +155,21 @@ func guarded(t *testing.T) context.Context {
 	return t.Context()
 }
 
+// everybody may do everything but override.
+func everybody(ctx context.Context, admin client.Client) error {
+	return grant(ctx, admin, "everything-but-override", rbacv1.PolicyRule{
+		APIGroups: []string{"*"}, Resources: []string{"*"},
+		Verbs: []string{"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"},
+	}, rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: "system:authenticated"})
+}
+
 // grant makes a ClusterRole and binds it.
-func grant(ctx context.Context, name string, rule rbacv1.PolicyRule, to rbacv1.Subject) error {
+func grant(ctx context.Context, admin client.Client, name string, rule rbacv1.PolicyRule, to rbacv1.Subject) error {
 	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: name}, Rules: []rbacv1.PolicyRule{rule}}
-	if err := cluster.Client.Create(ctx, role); err != nil {
+	if err := admin.Create(ctx, role); err != nil {
 		return err
 	}
-	return cluster.Client.Create(ctx, &rbacv1.ClusterRoleBinding{
+	return admin.Create(ctx, &rbacv1.ClusterRoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: name},
 		Subjects:   []rbacv1.Subject{to},

@@ -64,6 +64,24 @@ func stillRunning(list string) string {
 		list, down("c"), down("n"))
 }
 
+// podAddress keeps the address at which the application is asked whether it lives.
+var podAddress = rule{
+	name:  "PodAddress",
+	on:    on(update),
+	allow: "variables.holdfast || variables.ownKubelet || variables.neverRan || " + sameAddress("podIPs") + " && " + sameAddress("hostIPs"),
+	message: "'changing the address of ' + variables.pod + ' is refused: only its own kubelet knows it, and Holdfast asks the application there " +
+		"whether it lives; ' + variables.why + '. ' + variables.way",
+}
+
+// sameAddress holds if the list of addresses in the status stays as it is. The single fields podIP and hostIP are
+// their first elements, by the API server's own validation.
+func sameAddress(list string) string {
+	of := func(root string) string {
+		return fmt.Sprintf("(has(%[1]s.status) && has(%[1]s.status.%[2]s) ? %[1]s.status.%[2]s.map(a, has(a.ip) ? a.ip : '') : [])", root, list)
+	}
+	return "(" + of("object") + " == " + of("oldObject") + ")"
+}
+
 // podKeys keeps Holdfast's keys on pods for Holdfast. An override may take a hold off, or Holdfast dead would mean
 // held for good; the guard itself stays.
 var podKeys = rule{
@@ -101,16 +119,17 @@ var bornHeld = rule{
 	message: "'label " + v1alpha1.LabelHold + " on new ' + variables.pod + ' is refused: only Holdfast holds pods. Take it out of the pod template'",
 }
 
-// bornGuarded lets a new pod carry exactly the label that follows from the claims it names.
+// bornGuarded lets a new pod carry exactly the label that follows from the claims it names, and the gate if it names
+// any: a pod template may bring both. The label of a hold is for BornHeld.
 var bornGuarded = rule{
 	name: "BornGuarded",
 	on:   on(create),
-	allow: "variables.holdfast || variables.added.all(k, variables.expected != '' && k == " +
-		quote("label "+v1alpha1.LabelApp+"=") + " + variables.expected)",
-	message: "'' + variables.added.join(', ') + ' on new ' + variables.pod + ' is refused: ' + (variables.expected == ''" +
+	allow: "variables.holdfast || (variables.added.all(k, k.startsWith(" + quote("label "+v1alpha1.LabelHold+"=") + ") || variables.expected != '' && k == " + quote("label "+v1alpha1.LabelApp+"=") + " + variables.expected)" +
+		" && variables.gates.all(g, variables.expected != '' && g == " + quote(v1alpha1.GateNewcomer) + "))",
+	message: "'' + (variables.added + variables.gates.map(g, 'gate ' + g)).join(', ') + ' on new ' + variables.pod + ' is refused: ' + (variables.expected == ''" +
 		" ? 'it names no guarded claim of namespace ' + variables.home" +
 		" : 'its claims make it a pod of app ' + variables.expected)" +
-		" + ', and only Holdfast sets guard.holdfast.dev keys. Take them out of the pod template'",
+		" + ', and only Holdfast sets guard.holdfast.dev keys and gates. Take them out of the pod template'",
 }
 
 // guardedPods are the rules that always stand.
@@ -124,6 +143,7 @@ func guardedPods(id Identity, stamp string) policy {
 			controllerDelete,
 			terminalPhase,
 			stoppedContainers,
+			podAddress,
 			podKeys,
 			podOverrideKey,
 		},
@@ -146,11 +166,11 @@ func heldPods(id Identity, stamp string) policy {
 	}
 }
 
-// newGuardedPods watch over the birth of guarded pods.
+// newGuardedPods watch over the birth of pods with Holdfast's keys.
 func newGuardedPods(id Identity, stamp string) policy {
 	return policy{
 		name:      "holdfast-new-guarded-pods",
-		match:     match{"", "v1", []string{"pods"}, on(create), v1alpha1.LabelApp},
+		match:     match{"", "v1", []string{"pods"}, on(create), ""},
 		variables: append(podVariables(id, stamp, "object"), claimVariables()...),
 		rules: []rule{
 			bornGuarded,

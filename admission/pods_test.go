@@ -27,6 +27,7 @@ const (
 	waiting         = `{"status":{"containerStatuses":[{"name":"db","image":"db","imageID":"","ready":false,"restartCount":0,"state":{"waiting":{}}}]}}`
 	noContainers    = `{"status":{"containerStatuses":null}}`
 	notReady        = `{"status":{"conditions":[{"type":"Ready","status":"False"}]}}`
+	otherAddress    = `{"status":{"podIP":"192.0.2.9","podIPs":[{"ip":"192.0.2.9"}]}}`
 	withoutApp      = `{"metadata":{"labels":{"guard.holdfast.dev/app":null}}}`
 	otherApp        = `{"metadata":{"labels":{"guard.holdfast.dev/app":"other"}}}`
 	withApp         = `{"metadata":{"labels":{"guard.holdfast.dev/app":"db"}}}`
@@ -93,6 +94,9 @@ var always = map[string]attempt{
 	"a user may not declare containers waiting":          {plain, alice, patchStatus(waiting), guardedPods + "StoppedContainers", saysGuarded},
 	"a user may not empty the container statuses":        {plain, alice, patchStatus(noContainers), guardedPods + "StoppedContainers", saysGuarded},
 	"another kubelet may not declare containers stopped": {plain, otherKubelet, patchStatus(terminated), guardedPods + "StoppedContainers", saysGuarded},
+	"a user may not change the address of a guarded pod": {plain, alice, patchStatus(otherAddress), guardedPods + "PodAddress", saysGuarded},
+	"another kubelet may not change it":                  {plain, otherKubelet, patchStatus(otherAddress), guardedPods + "PodAddress", saysGuarded},
+	"the own kubelet may":                                {plain, ownKubelet, patchStatus(otherAddress), "", nil},
 	// keys
 	"the label cannot be stripped":                         {plain, alice, patchPod(withoutApp), guardedPods + "PodKeys", append([]string{"- label guard.holdfast.dev/app=db"}, saysGuarded...)},
 	"the label cannot be stripped through pods/status":     {plain, alice, patchStatus(withoutApp), guardedPods + "PodKeys", saysGuarded},

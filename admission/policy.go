@@ -20,13 +20,15 @@ type policy struct {
 	// audited publishes the reason of an override, wherever one stands on the object, in the audit log. The
 	// expression cannot ask the authorizer; the answer's code tells whether the override was honoured.
 	audited bool
+	// mutatingToo is true if nobody could obey the rules without the MutatingAdmissionPolicy.
+	mutatingToo bool
 }
 
 // match selects requests. A label that is not empty must be on the object before or after the request.
 type match struct {
 	group, version string
 	resources      []string
-	operations     []admissionv1.OperationType
+	operations     []operation
 	label          string
 }
 
@@ -37,7 +39,7 @@ type variable struct{ name, expression string }
 // what is refused, why, and what to do instead.
 type rule struct {
 	name    string
-	on      []admissionv1.OperationType
+	on      []operation
 	allow   string
 	message string
 }
@@ -48,7 +50,9 @@ var (
 	remove = admissionv1.Delete
 )
 
-func on(operations ...admissionv1.OperationType) []admissionv1.OperationType { return operations }
+type operation = admissionv1.OperationType
+
+func on(operations ...operation) []operation { return operations }
 
 // object renders the policy. Everything that the API server would default is set, so that what is stored can be
 // compared with what is wanted.

@@ -227,6 +227,17 @@ func (c Canary) paths() []path {
 		{"born guarded", bornGuarded, func(ctx context.Context, p client.Client) error {
 			return p.Create(ctx, canaryPod(c.Identity, canaryNew, map[string]string{v1alpha1.LabelApp: canaryApp}), client.DryRunAll)
 		}},
+		{"forged address", podAddress, func(ctx context.Context, p client.Client) error {
+			return p.Status().Patch(ctx, guarded(), merge(`{"status":{"podIP":"192.0.2.1","podIPs":[{"ip":"192.0.2.1"}]}}`), client.DryRunAll)
+		}},
+		{"lifted gate", newcomerGate, func(ctx context.Context, p client.Client) error {
+			return p.Patch(ctx, guarded(), merge(`{"spec":{"schedulingGates":null}}`), client.DryRunAll)
+		}},
+		{"newcomer on a node", newcomerOnNode, func(ctx context.Context, p client.Client) error {
+			pod := canaryOnClaim(c.Identity)
+			pod.Spec.SchedulingGates, pod.Spec.NodeName = nil, canaryNew
+			return p.Create(ctx, pod, client.DryRunAll)
+		}},
 		{"born held", bornHeld, func(ctx context.Context, p client.Client) error {
 			return p.Create(ctx, canaryPod(c.Identity, canaryNew, map[string]string{v1alpha1.LabelHold: canaryIncident}), client.DryRunAll)
 		}},
@@ -258,10 +269,7 @@ func (c Canary) bornGated(ctx context.Context, probe client.Client) error {
 // compare reads the stored policies: for those of the version wanted, content that differs was changed by hand.
 func (c Canary) compare(ctx context.Context) ([]Unproven, error) {
 	var differ []Unproven
-	for _, want := range Objects(c.Identity) {
-		if isMutating(want) && !c.Capabilities.MutatingPolicies {
-			continue
-		}
+	for _, want := range Objects(c.Identity, c.Capabilities) {
 		found := want.DeepCopyObject().(client.Object)
 		err := c.Holdfast.Get(ctx, client.ObjectKeyFromObject(want), found)
 		switch {

@@ -16,7 +16,7 @@ import (
 )
 
 // Number is raised with every change of the policies. A manager never replaces policies of a higher number.
-const Number = 2
+const Number = 3
 
 // AnnotationVersion on each policy and binding names the version that it is of.
 const AnnotationVersion = prefix + "policy-version"
@@ -30,7 +30,7 @@ type Version struct {
 
 // Current is the version of the policies in this package. It does not depend on the identity.
 var Current = sync.OnceValue(func() Version {
-	content, err := json.Marshal(build(Identity{}, ""))
+	content, err := json.Marshal(build(Identity{}, "", Capabilities{MutatingPolicies: true}))
 	if err != nil {
 		panic(fmt.Sprintf("admission: policies of this package cannot be encoded: %v", err))
 	}
@@ -51,11 +51,11 @@ func ParseVersion(s string) Version {
 	return Version{Number: n, Hash: hash}
 }
 
-// Objects are the policies and their bindings for a Holdfast of the given identity, each policy before its binding.
-// The last two need MutatingAdmissionPolicy.
-func Objects(id Identity) []client.Object {
+// Objects are the policies and their bindings for a Holdfast of the given identity, each policy before its binding,
+// as far as an API server of the given capabilities can use them.
+func Objects(id Identity, caps Capabilities) []client.Object {
 	version := Current().String()
-	objects := build(id, version)
+	objects := build(id, version, caps)
 	for _, o := range objects {
 		o.SetAnnotations(map[string]string{AnnotationVersion: version})
 		o.SetLabels(map[string]string{"app.kubernetes.io/name": "holdfast", "app.kubernetes.io/component": "admission"})
@@ -63,26 +63,42 @@ func Objects(id Identity) []client.Object {
 	return objects
 }
 
-// policies are all that refuse.
+// policies are all that refuse. Those that the canary can try come last: an API server that enforces them has heard of
+// those before them.
 func policies(id Identity, stamp string) []policy {
 	return []policy{
-		guardedPods(id, stamp),
-		heldPods(id, stamp),
-		newGuardedPods(id, stamp),
-		newHeldPods(id, stamp),
-		evictions(id, stamp),
 		nodes(id, stamp),
 		fencedNodes(id, stamp),
 		attachments(id, stamp),
 		namespaces(id, stamp),
+		claims(id, stamp),
+		volumes(id, stamp),
 		incidents(id, stamp),
+		apps(id, stamp),
+		profiles(id, stamp),
+		configs(id, stamp),
+		kinds(id, stamp),
+		gatedNewcomers(id, stamp),
+		newcomers(id, stamp),
+		gates(id, stamp),
+		newGuardedPods(id, stamp),
+		newHeldPods(id, stamp),
+		evictions(id, stamp),
+		heldPods(id, stamp),
+		guardedPods(id, stamp),
 	}
 }
 
-func build(id Identity, stamp string) []client.Object {
+func build(id Identity, stamp string, caps Capabilities) []client.Object {
 	var objects []client.Object
 	for _, p := range policies(id, stamp) {
+		if p.mutatingToo && !caps.MutatingPolicies {
+			continue
+		}
 		objects = append(objects, p.object(), p.binding())
 	}
-	return append(objects, labelling(), labellingBinding())
+	if caps.MutatingPolicies {
+		objects = append(objects, labelling(), labellingBinding())
+	}
+	return objects
 }

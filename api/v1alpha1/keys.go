@@ -9,13 +9,15 @@ const (
 	// The *always* policies select pods by it.
 	LabelApp = "guard.holdfast.dev/app"
 	// LabelHold marks a pod whose host is suspect; the value is the HostIncident's name.
-	// The *armed* policies select pods by it. The GuardConfig and the definitions of our kinds carry it, with the value "armed", while an incident is open.
+	// The *armed* policies select pods by it. The GuardConfig and the definitions of our kinds carry it, with the value "armed", while an incident is open:
+	// they must not be deleted then.
 	LabelHold = "guard.holdfast.dev/hold"
 	// FinalizerHold keeps the name of a held pod taken. It exists only while the hold is armed.
 	FinalizerHold = "guard.holdfast.dev/hold"
 	// LabelCarries marks a Node that carries pods of guarded apps: the Node must not be deleted.
 	LabelCarries = "guard.holdfast.dev/carries"
-	// LabelGuardedVolume marks a VolumeAttachment of a guarded claim: it must not be deleted.
+	// LabelGuardedVolume marks a VolumeAttachment of a guarded claim, which must not be deleted, and a PersistentVolume
+	// bound to one, which must stay bound to it.
 	LabelGuardedVolume = "guard.holdfast.dev/volume"
 	// AnnotationHeld on a Namespace lists the pods that are held in it, as "pod=incident" separated by commas:
 	// an Eviction carries no pod labels, so the eviction policy reads it as namespaceObject.
@@ -28,6 +30,8 @@ const (
 	// GateNewcomer is the scheduling gate of a pod that names a guarded claim and is not in its place there. Only
 	// Holdfast lifts it, once nothing on another host may still write to a guarded claim of the pod; an override may too.
 	GateNewcomer = "guard.holdfast.dev/newcomer"
+	// AnnotationApproved on a HostIncident is a human's word that the host may be fenced; the value is the boot ID.
+	AnnotationApproved = "guard.holdfast.dev/approved"
 	// AnnotationOverride on a pod, set by a caller with the verb override on guardedstatefulapps,
 	// lets that caller past the hold; the value is the reason.
 	AnnotationOverride = "guard.holdfast.dev/override"

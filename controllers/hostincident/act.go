@@ -31,11 +31,7 @@ import (
 	"github.com/holdfast-dev/holdfast/fencing"
 )
 
-const (
-	// annotationApproved on a HostIncident is a human's word that the host may be fenced; the value is the boot ID.
-	annotationApproved = "guard.holdfast.dev/approved"
-	outOfServiceValue  = "nodeshutdown"
-)
+const outOfServiceValue = "nodeshutdown"
 
 // errSofter: the look before the step no longer asks for it. Nothing was done; the next round decides anew.
 var errSofter = errors.New("the plan changed before the step")

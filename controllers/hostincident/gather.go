@@ -426,7 +426,7 @@ func vanished(list []v1alpha1.HostIncident, begin time.Time) int {
 func (r *Reconciler) gatherJournal(w *world) evidence.Journal {
 	s := w.incident.Status
 	j := evidence.Journal{Name: w.incident.Name, Step: evidence.Step(s.Step), ProofRecorded: s.Proof != nil, Distrusted: s.Distrusted,
-		Approved: w.incident.Annotations[annotationApproved] == w.incident.Spec.BootID && w.incident.Spec.BootID != ""}
+		Approved: w.incident.Annotations[v1alpha1.AnnotationApproved] == w.incident.Spec.BootID && w.incident.Spec.BootID != ""}
 	if j.Step == evidence.StepNone {
 		j.Step = evidence.StepSuspected
 	}

@@ -1,0 +1,107 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package admission
+
+import (
+	"fmt"
+
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+)
+
+// claimProtected keeps Kubernetes' own finalizer on a guarded claim: it ends when no pod uses the claim any more.
+var claimProtected = rule{
+	name:  "ClaimProtection",
+	on:    on(update),
+	allow: "variables.holdfast || " + asked(claimProtection) + " || variables.guards.size() == 0 || " + kept("kubernetes.io/pvc-protection") + " || variables.overridden",
+	message: "'taking the finalizer kubernetes.io/pvc-protection off ' + variables.subject + ' is refused: app ' + variables.app + ' guards the claim, and a pod may still be " +
+		"writing to it. Kubernetes takes it off once no pod uses the claim. To override, annotate the claim with " + v1alpha1.AnnotationOverride +
+		"=<reason> and repeat; it needs the verb override on guardedstatefulapps ' + variables.app",
+}
+
+// claimOverrideKey lets only those set an override who may use it.
+var claimOverrideKey = rule{
+	name:  podOverrideKey.name,
+	on:    on(update),
+	allow: "variables.holdfast || variables.guards.size() == 0 || " + overrideUntouched + " || variables.mayOverride",
+	message: "'changing annotation " + v1alpha1.AnnotationOverride + " of ' + variables.subject + ' is refused: it needs the verb override on " +
+		"guardedstatefulapps ' + variables.app + ' in its namespace, which ' + request.userInfo.username + ' does not have'",
+}
+
+// volumeProtected keeps Kubernetes' own finalizer on a guarded volume.
+var volumeProtected = rule{
+	name:  "VolumeProtection",
+	on:    on(update),
+	allow: "variables.holdfast || " + asked(volumeProtection) + " || " + kept("kubernetes.io/pv-protection") + " || variables.overridden",
+	message: "'taking the finalizer kubernetes.io/pv-protection off ' + variables.subject + ' is refused: a guarded claim is bound to it, and a pod may still " +
+		"be writing. Kubernetes takes it off once the claim is gone. ' + variables.way",
+}
+
+// volumeBinding keeps a guarded volume with its claim: bound to another one, it would have writers that nobody counts.
+var volumeBinding = rule{
+	name:  "VolumeBinding",
+	on:    on(update),
+	allow: "variables.holdfast || " + asked(volumeBinder) + " || " + claimRef("object") + " == " + claimRef("oldObject") + " || variables.overridden",
+	message: "'binding ' + variables.subject + ' to another claim, or to none, is refused: a guarded claim is bound to it, and through another one a second pod could " +
+		"write. Delete the claim first. ' + variables.way",
+}
+
+var (
+	volumeKeys        = keysRule("VolumeKeys")
+	volumeOverrideKey = clusterOverrideKey
+)
+
+// kept holds if the finalizer stays where it was.
+func kept(finalizer string) string {
+	of := func(root string) string {
+		return fmt.Sprintf("(has(%[1]s.metadata.finalizers) && %[2]s in %[1]s.metadata.finalizers)", root, quote(finalizer))
+	}
+	return "(!" + of("oldObject") + " || " + of("object") + ")"
+}
+
+// claimRef tells the claim that a volume is bound to.
+func claimRef(root string) string {
+	field := func(name string) string {
+		return fmt.Sprintf("(has(%[1]s.spec.claimRef) && has(%[1]s.spec.claimRef.%[2]s) ? %[1]s.spec.claimRef.%[2]s : '')", root, name)
+	}
+	return "(" + field("namespace") + " + '/' + " + field("name") + " + '/' + " + field("uid") + ")"
+}
+
+// claims are the rules for guarded claims, told by the list of their namespace.
+func claims(id Identity, stamp string) policy {
+	vars := []variable{
+		id.holdfast(),
+		{"home", "has(request.namespace) ? request.namespace : ''"},
+		{"subject", "'persistentvolumeclaim ' + variables.home + '/' + oldObject.metadata.name"},
+		{"stamp", stampIf("variables.home == "+quote(id.orDefault().Namespace), stamp)},
+		{"guards", guardsOf("[oldObject.metadata.name]")},
+		{"app", "variables.guards.size() == 0 ? '' : variables.guards[0][0]"},
+	}
+	vars = append(vars, overrideVariables(mayOverride("variables.home", "variables.app"))...)
+	return policy{
+		name:      "holdfast-claims",
+		match:     match{"", "v1", []string{"persistentvolumeclaims", "persistentvolumeclaims/*"}, on(update), ""},
+		variables: append(vars, overrideKeyVariables()...),
+		rules: []rule{
+			claimProtected,
+			claimOverrideKey,
+		},
+		audited: true,
+	}
+}
+
+// volumes are the rules for PersistentVolumes that guarded claims are bound to.
+func volumes(id Identity, stamp string) policy {
+	return policy{
+		name:      "holdfast-volumes",
+		match:     match{"", "v1", []string{"persistentvolumes", "persistentvolumes/*"}, on(create, update), v1alpha1.LabelGuardedVolume},
+		variables: clusterVariables(id, stamp, "persistentvolume"),
+		rules: []rule{
+			volumeProtected,
+			volumeBinding,
+			volumeKeys,
+			volumeOverrideKey,
+		},
+		audited: true,
+	}
+}
