@@ -150,11 +150,6 @@ func (s *Stage) AwaitIncident(ctx context.Context, host, what string, reached fu
 	return awaitObject(ctx, s, &v1alpha1.HostIncidentList{}, what, func(h *v1alpha1.HostIncident) bool { return h.Spec.NodeName == host && reached(h) })
 }
 
-// AwaitAnyPod waits for a pod of the actors' namespace, whoever's it is, to reach something.
-func (s *Stage) AwaitAnyPod(ctx context.Context, what string, reached func(*corev1.Pod) bool) (*corev1.Pod, error) {
-	return awaitObject(ctx, s, &corev1.PodList{}, what, func(p *corev1.Pod) bool { return p.Namespace == Namespace && reached(p) })
-}
-
 // AwaitNoOpenIncident waits until every incident is over.
 func (s *Stage) AwaitNoOpenIncident(ctx context.Context) error {
 	open := []*v1alpha1.HostIncident{}
