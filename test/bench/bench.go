@@ -56,9 +56,12 @@ func (b *bench) play(ctx context.Context, wanted map[figures.Kind][]figures.Case
 	if err := b.stock(ctx, wanted[figures.StatefulSet], wanted[figures.Deployment]); err != nil {
 		return err
 	}
-	for _, c := range wanted[figures.Guarded] {
-		if err := b.guarded(ctx, c); err != nil {
-			return fmt.Errorf("%s case %d: %w", c.Kind, c.Number, err)
+	if err := b.holdfast(ctx, b.s.Actor, wanted[figures.Guarded]); err != nil {
+		return err
+	}
+	if cases := wanted[figures.Unattached]; len(cases) > 0 {
+		if err := b.unattached(ctx, cases); err != nil {
+			return err
 		}
 	}
 	for _, c := range wanted[figures.Human] {
@@ -73,15 +76,34 @@ func (b *bench) play(ctx context.Context, wanted map[figures.Kind][]figures.Case
 	return b.failed
 }
 
-// free are the hosts that may be lost: neither dark, nor with a part of Holdfast, nor, but for its own case, with the guarded ledger.
-func (b *bench) free(ctx context.Context, withLedger bool) ([]string, error) {
+// holdfast plays an actor's cases.
+func (b *bench) holdfast(ctx context.Context, a *stage.Actor, cases []figures.Case) error {
+	for _, c := range cases {
+		if err := b.guarded(ctx, a, c); err != nil {
+			return fmt.Errorf("%s case %d: %w", c.Kind, c.Number, err)
+		}
+	}
+	return nil
+}
+
+// unattached plays P1n with an actor of its own.
+func (b *bench) unattached(ctx context.Context, cases []figures.Case) error {
+	a, err := b.s.Enter(ctx, stage.Role{Name: "unattached", Kind: "StatefulSet", Class: "permissive"})
+	if err != nil {
+		return err
+	}
+	return errors.Join(b.holdfast(ctx, a, cases), a.Exit(ctx))
+}
+
+// free are the hosts that may be lost: neither dark, nor with a part of Holdfast, nor with a guarded app but the one named.
+func (b *bench) free(ctx context.Context, app string) ([]string, error) {
 	var pods corev1.PodList
 	if err := b.s.Client.List(ctx, &pods); err != nil {
 		return nil, err
 	}
 	taken := slices.Clone(b.dark)
 	for _, p := range pods.Items {
-		if p.Namespace == stage.HoldfastNamespace || (p.Namespace == stage.Namespace && !withLedger) {
+		if p.Namespace == stage.HoldfastNamespace || (p.Namespace == stage.Namespace && p.Labels["app"] != app) {
 			taken = append(taken, p.Spec.NodeName)
 		}
 	}
@@ -97,8 +119,8 @@ func (b *bench) free(ctx context.Context, withLedger bool) ([]string, error) {
 	return free, nil
 }
 
-func (b *bench) pick(ctx context.Context, c figures.Case, withLedger bool) (*lab.Host, error) {
-	free, err := b.free(ctx, withLedger)
+func (b *bench) pick(ctx context.Context, c figures.Case, app string) (*lab.Host, error) {
+	free, err := b.free(ctx, app)
 	if err != nil {
 		return nil, err
 	}
@@ -182,27 +204,30 @@ func (b *bench) lose(ctx context.Context, host *lab.Host, cases ...played) ([]pl
 	return cases, nil
 }
 
-// guarded is a case of P1.
-func (b *bench) guarded(ctx context.Context, c figures.Case) error {
+// guarded is a case of P1 or P1n.
+func (b *bench) guarded(ctx context.Context, a *stage.Actor, c figures.Case) error {
 	if err := b.well(ctx); err != nil {
 		return err
 	}
-	host, err := b.pick(ctx, c, true)
+	host, err := b.pick(ctx, c, a.Name)
 	if err != nil {
 		return err
 	}
-	placed, err := b.s.Place(ctx, host.Name(), b.s.Actor)
+	placed, err := b.s.Place(ctx, host.Name(), a)
 	if err != nil {
 		return err
 	}
-	before, err := b.s.JudgeVolume(ctx, stage.Volume)
+	before, err := b.s.JudgeVolume(ctx, a.Volume())
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(b.well(ctx), b.moment(ctx, c, host.Name())); err != nil {
+	if err := errors.Join(b.well(ctx), a.AwaitReady(ctx), a.AwaitServed(ctx)); err != nil {
 		return err
 	}
-	lost, err := b.lose(ctx, host, played{Case: c, pod: placed[0], volume: stage.Volume, interleavings: len(before.Interleavings)})
+	if err := b.moment(ctx, c, host.Name()); err != nil {
+		return err
+	}
+	lost, err := b.lose(ctx, host, played{Case: c, pod: placed[0], volume: a.Volume(), interleavings: len(before.Interleavings)})
 	if err != nil {
 		return err
 	}
@@ -236,7 +261,7 @@ func (b *bench) human(ctx context.Context, c figures.Case) error {
 	if err := b.well(ctx); err != nil {
 		return err
 	}
-	host, err := b.pick(ctx, c, false)
+	host, err := b.pick(ctx, c, "")
 	if err != nil {
 		return err
 	}
@@ -293,7 +318,7 @@ func (b *bench) stockPair(ctx context.Context, pair []figures.Case) error {
 	if err := b.well(ctx); err != nil {
 		return err
 	}
-	host, err := b.pick(ctx, pair[0], false)
+	host, err := b.pick(ctx, pair[0], "")
 	if err != nil {
 		return err
 	}

@@ -202,7 +202,7 @@ func (b *bench) markPath(p played, row figures.Row) error {
 			row.Marks[m] = time.Duration(at - p.t0.Mono)
 		}
 	}
-	if p.Kind == figures.Guarded {
+	if p.Kind.ByHoldfast() {
 		calls, err := b.s.Calls(p.host, p.t0.Mono)
 		if err != nil {
 			return err
@@ -244,7 +244,7 @@ func (b *bench) markPath(p played, row figures.Row) error {
 
 // meaning says which mark a request that succeeded is, if any.
 func meaning(p played, r events.Request) (figures.Mark, bool) {
-	name, stock := p.pod.Labels["app"], p.Kind != figures.Guarded
+	name, stock := p.pod.Labels["app"], !p.Kind.ByHoldfast()
 	switch {
 	case r.Resource == "pods" && r.Subresource == "binding" && r.Namespace == p.pod.Namespace && (r.Name == p.pod.Name || strings.HasPrefix(r.Name, name+"-")):
 		return figures.Bound, true

@@ -224,7 +224,7 @@ func TestMarkdownTellsGoodAndBad(t *testing.T) {
 		"| P1 Holdfast, API-only | 10 | 10 | 9.40 s | 9.80 s | 9.90 s | 1.0 | 0 of 10 (at 95 %: below 30 %) |",
 		"| B1 stock Deployment, Recreate | 1 | 1 | 705 s | 705 s | 705 s | 75.0 | 0 of 1 (at 95 %: below 100 %) |",
 		"| B0 stock StatefulSet | 1 | 0 | > 720 s | > 720 s | > 720 s | > 77 |",
-		"Goal P3, at most 15.00 s with the application's start told apart, holds in every case: slower were 0 of 10 (at 95 %: below 30 %).",
+		"**P1**: goal P3, at most 15.00 s with the application's start told apart, holds in every case: slower were 0 of 10 (at 95 %: below 30 %).",
 		"could start elsewhere after p50 7.60 s, max 7.60 s; its start there took p50 1.80 s, max 2.30 s more.",
 		"With the start, slower than 15.00 s were 0 of 10 (at 95 %: below 30 %).",
 		"seed 7", "`abc`", "- Scene: a machine\n", "What dominates: until proof",

@@ -22,6 +22,8 @@ type Kind string
 const (
 	// Guarded is Holdfast in API-only mode: goal P3.
 	Guarded Kind = "P1"
+	// Unattached is the same with a volume that needs no attaching: Holdfast is the only gate, and no kubelet waits for its own next status.
+	Unattached Kind = "P1n"
 	// StatefulSet and Deployment are what Kubernetes does by itself.
 	StatefulSet Kind = "B0"
 	Deployment  Kind = "B1"
@@ -30,7 +32,10 @@ const (
 )
 
 // Kinds lists them in the order of the tables.
-var Kinds = []Kind{Guarded, Human, Deployment, StatefulSet}
+var Kinds = []Kind{Guarded, Unattached, Human, Deployment, StatefulSet}
+
+// ByHoldfast reports whether Holdfast brings the application elsewhere.
+func (k Kind) ByHoldfast() bool { return k == Guarded || k == Unattached }
 
 // Outcome is how a case ended.
 type Outcome string
@@ -96,7 +101,7 @@ func (r Row) Free() (d time.Duration, ok bool) {
 	}
 	bound, ok1 := r.Marks[Bound]
 	detached, ok2 := r.Marks[Detached]
-	return max(bound, detached), ok1 && ok2
+	return max(bound, detached), ok1 && (ok2 || r.Kind == Unattached)
 }
 
 func header() []string {
