@@ -174,14 +174,15 @@ func (h *Host) powerOn(ctx context.Context) error {
 	if err := os.WriteFile(h.path("boot-id"), []byte(newBootID()+"\n"), 0o644); err != nil {
 		return err
 	}
-	if err := h.SetLink(true); err != nil {
-		return err
-	}
 	id, err := h.lab.Spawn(ctx, Process{
 		Name: h.entry.Name, NetNS: h.NetNS(), Cgroup: filepath.Join(h.cgroupName(), "init"), boots: true,
 		Args: []string{h.lab.program("lab"), "host-init", "--config", h.path("init.json")},
 	})
 	if err != nil {
+		return err
+	}
+	// The link after the power: the namespace's kernel answers as soon as it is up, and no machine does so while its BMC still says Off.
+	if err := h.SetLink(true); err != nil {
 		return err
 	}
 	return await.Until(ctx, h.entry.Name+" to boot", func() (bool, error) {
