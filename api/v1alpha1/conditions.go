@@ -35,6 +35,9 @@ const (
 // ConditionPoliciesEffective of the GuardConfig: the admission policies were tried by a canary, and refused what they must.
 const ConditionPoliciesEffective = "PoliciesEffective"
 
+// ConditionLetIn of a pod: whether it may pass Holdfast's gate. While it is False, its message says for what the pod waits.
+const ConditionLetIn = "guard.holdfast.dev/LetIn"
+
 // Reasons, one list for every kind. A reason that depends on the verdict is the verdict's own name.
 const (
 	ReasonPending             = "Pending"
@@ -48,6 +51,7 @@ const (
 	ReasonPoliciesMissing     = "PoliciesMissing"
 	ReasonPoliciesNotProven   = "PoliciesNotProven"
 	ReasonPodsUnlabelled      = "PodsUnlabelled"
+	ReasonPartiallyProtected  = "PartiallyProtected"
 	ReasonProbesPass          = "ProbesPass"
 	ReasonProbesFail          = "ProbesFail"
 	ReasonNotProbed           = "NotProbed"
@@ -65,6 +69,9 @@ const (
 	ReasonWithinBudget        = "WithinBudget"
 	ReasonBudgetSpent         = "BudgetSpent"
 	ReasonBudgetUnknown       = "BudgetUnknown"
+
+	ReasonWaiting = "Waiting"
+	ReasonLetIn   = "LetIn"
 
 	ReasonVerifiedOff      = "VerifiedOff"
 	ReasonNotEstablished   = "NotEstablished"

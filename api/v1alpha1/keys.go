@@ -32,6 +32,9 @@ const (
 	GateNewcomer = "guard.holdfast.dev/newcomer"
 	// AnnotationApproved on a HostIncident is a human's word that the host may be fenced; the value is the boot ID.
 	AnnotationApproved = "guard.holdfast.dev/approved"
+	// AnnotationAdmitted on a Namespace lists which pods are being let in on which claims, as "claim=UID" separated by commas. Of the pods that wait
+	// at the gate, no other is let in on such a claim.
+	AnnotationAdmitted = "guard.holdfast.dev/admitted"
 	// AnnotationOverride on a pod, set by a caller with the verb override on guardedstatefulapps,
 	// lets that caller past the hold; the value is the reason.
 	AnnotationOverride = "guard.holdfast.dev/override"

@@ -36,6 +36,7 @@ import (
 	"github.com/holdfast-dev/holdfast/controllers/guardconfig"
 	"github.com/holdfast-dev/holdfast/controllers/guardedstatefulapp"
 	"github.com/holdfast-dev/holdfast/controllers/hostincident"
+	"github.com/holdfast-dev/holdfast/controllers/pod"
 	"github.com/holdfast-dev/holdfast/controllers/sight"
 	"github.com/holdfast-dev/holdfast/fencing"
 	"github.com/holdfast-dev/holdfast/fencing/ipmi"
@@ -216,6 +217,10 @@ func assemble(mgr ctrl.Manager, o options, config *rest.Config) error {
 	}
 	apps := &guardedstatefulapp.Reconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Clock: watch, Board: board, Devices: devices, Self: self}
 	if err := apps.SetupWithManager(mgr, toApps); err != nil {
+		return err
+	}
+	gate := &pod.Reconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Events: mgr.GetEventRecorder("holdfast"), Clock: watch}
+	if err := gate.SetupWithManager(mgr); err != nil {
 		return err
 	}
 	profiles := &fencingprofile.Reconciler{Client: mgr.GetClient(), Clock: watch, Devices: devices, CallDeadline: callDeadline}

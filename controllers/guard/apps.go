@@ -8,20 +8,19 @@ package guard
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sort"
-	"strconv"
-	"strings"
 	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
+	"github.com/holdfast-dev/holdfast/admission"
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/engine/evidence"
 	"github.com/holdfast-dev/holdfast/engine/verdict"
@@ -31,6 +30,8 @@ import (
 const (
 	// IndexPodNode finds pods by spec.nodeName.
 	IndexPodNode = "spec.nodeName"
+	// IndexPodGated finds pods that wait at the gate, under "true".
+	IndexPodGated = "gated"
 	// IndexPodIP finds pods by status.podIP.
 	IndexPodIP = "status.podIP"
 )
@@ -38,34 +39,15 @@ const (
 // App is one accepted GuardedStatefulApp with the claims that it guards.
 type App struct {
 	v1alpha1.GuardedStatefulApp
-	// Claims of the workload that exist or are named by its pods, by name.
+	// Workload is nil when it is gone.
+	Workload *Workload
+	// Claims that the app guards, by name: those that its workload names, as far as they exist, those that its own pods name, and those that were
+	// guarded before.
 	Claims map[string]bool
 	// Pods of the workload.
 	Pods []corev1.Pod
-	// Workload is nil when it is gone.
-	Workload *appsv1.StatefulSet
-}
-
-// Wants reports whether the app's workload still has a place of the name given: it is there, neither it nor the app is being deleted, and it has not
-// been scaled down below it.
-func (a App) Wants(pod string) bool {
-	w := a.Workload
-	if w == nil || w.DeletionTimestamp != nil || a.DeletionTimestamp != nil {
-		return false
-	}
-	ordinal, ok := strings.CutPrefix(pod, w.Name+"-")
-	n, err := strconv.Atoi(ordinal)
-	if !ok || err != nil {
-		return false
-	}
-	start, replicas := 0, 1
-	if w.Spec.Ordinals != nil {
-		start = int(w.Spec.Ordinals.Start)
-	}
-	if w.Spec.Replicas != nil {
-		replicas = int(*w.Spec.Replicas)
-	}
-	return n >= start && n < start+replicas
+	// Guests are pods of others that name one of these claims, or carry the app's label.
+	Guests []corev1.Pod
 }
 
 // Key is "namespace/name".
@@ -98,73 +80,121 @@ func Apps(ctx context.Context, c, specs client.Reader) ([]App, error) {
 // Resolve finds the pods and claims of an app. An app whose workload is gone keeps the pods that carry its label.
 func Resolve(ctx context.Context, c client.Reader, g v1alpha1.GuardedStatefulApp) (App, error) {
 	app := App{GuardedStatefulApp: g, Claims: map[string]bool{}}
-	if g.Spec.WorkloadRef == nil {
-		return app, nil
-	}
-	var sts appsv1.StatefulSet
-	err := c.Get(ctx, types.NamespacedName{Namespace: g.Namespace, Name: g.Spec.WorkloadRef.Name}, &sts)
-	if err != nil && !apierrors.IsNotFound(err) {
-		return app, fmt.Errorf("get StatefulSet %s/%s: %w", g.Namespace, g.Spec.WorkloadRef.Name, err)
-	}
-	gone := err != nil
-	if !gone {
-		app.Workload = &sts
+	var err error
+	if app.Workload, err = WorkloadOf(ctx, c, &g); err != nil {
+		return app, err
 	}
 	var pods corev1.PodList
 	if err := c.List(ctx, &pods, client.InNamespace(g.Namespace)); err != nil {
 		return app, fmt.Errorf("list pods of %s: %w", app.Key(), err)
 	}
+	var others []corev1.Pod
 	for _, p := range pods.Items {
-		owned := !gone && metav1.IsControlledBy(&p, &sts)
-		if owned || p.Labels[v1alpha1.LabelApp] == g.Name {
-			app.Pods = append(app.Pods, p)
-			for _, claim := range ClaimsOf(&p) {
-				app.Claims[claim] = true
-			}
+		if !app.owns(&p) {
+			others = append(others, p)
+			continue
+		}
+		app.Pods = append(app.Pods, p)
+		for _, claim := range ClaimsOf(&p) {
+			app.Claims[claim] = true
+		}
+	}
+	if app.Workload != nil && app.Workload.Kind == KindPods && len(app.Pods) > 0 {
+		youngest := slices.MaxFunc(app.Pods, func(a, b corev1.Pod) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
+		app.Workload.Pod = corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: youngest.Labels}, Spec: youngest.Spec}
+	}
+	if err := app.guardClaims(ctx, c); err != nil {
+		return app, err
+	}
+	for _, p := range others {
+		if p.Labels[v1alpha1.LabelApp] == g.Name || slices.ContainsFunc(ClaimsOf(&p), func(claim string) bool { return app.Claims[claim] }) {
+			app.Guests = append(app.Guests, p)
 		}
 	}
 	return app, nil
 }
 
+// owns reports whether the pod is one of the app's own, also where the workload has left it behind.
+func (a App) owns(p *corev1.Pod) bool {
+	if a.Workload != nil && a.Workload.owns(p) {
+		return true
+	}
+	left := metav1.GetControllerOf(p) == nil || a.Workload == nil
+	return left && p.Labels[v1alpha1.LabelApp] == a.Name && wasOf(a.Spec.WorkloadRef, p.Name)
+}
+
+// guardClaims adds the claims that exist and that the template, or what is written down in the namespace, names: a claim whose last pod is gone is still
+// the app's.
+func (a App) guardClaims(ctx context.Context, c client.Reader) error {
+	var ns corev1.Namespace
+	if err := c.Get(ctx, types.NamespacedName{Name: a.Namespace}, &ns); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("get namespace of %s: %w", a.Key(), err)
+	}
+	var entries []admission.Claim
+	if a.Workload != nil {
+		entries = a.Workload.Claims(a.Name)
+	}
+	for _, e := range admission.ParseClaims(ns.Annotations[v1alpha1.AnnotationClaims]) {
+		if e.App == a.Name {
+			entries = append(entries, e)
+		}
+	}
+	var claims corev1.PersistentVolumeClaimList
+	if err := c.List(ctx, &claims, client.InNamespace(a.Namespace)); err != nil {
+		return fmt.Errorf("list claims of %s: %w", a.Key(), err)
+	}
+	for _, e := range entries {
+		for i := range claims.Items {
+			if Covers(e, claims.Items[i].Name) {
+				a.Claims[claims.Items[i].Name] = true
+			}
+		}
+	}
+	return nil
+}
+
+// Entries are what the app writes into the list of guarded claims of its namespace: what its workload names now, and every other claim that it guards, for
+// the admission policies to go by while no Holdfast process lives.
+func (a App) Entries() []admission.Claim {
+	var out []admission.Claim
+	if a.Workload != nil {
+		out = a.Workload.Claims(a.Name)
+	}
+	for _, claim := range slices.Sorted(maps.Keys(a.Claims)) {
+		if !slices.ContainsFunc(out, func(e admission.Claim) bool { return Covers(e, claim) }) {
+			out = append(out, admission.Claim{App: a.Name, Name: claim})
+		}
+	}
+	return out
+}
+
+// Covers reports whether an entry of the list of guarded claims is about the claim of this name.
+func Covers(e admission.Claim, claim string) bool {
+	return admission.AppOf(admission.FormatClaims([]admission.Claim{{App: "any", Name: e.Name}}), []string{claim}) != ""
+}
+
+// All returns the app's own pods and those of others on its claims.
+func (a *App) All() []*corev1.Pod {
+	var out []*corev1.Pod
+	for _, list := range [][]corev1.Pod{a.Pods, a.Guests} {
+		for i := range list {
+			out = append(out, &list[i])
+		}
+	}
+	return out
+}
+
 // ClaimsOf returns the names of the PersistentVolumeClaims that a pod names.
-func ClaimsOf(p *corev1.Pod) []string {
+func ClaimsOf(p *corev1.Pod) []string { return claimsOf(&p.Spec) }
+
+func claimsOf(spec *corev1.PodSpec) []string {
 	var out []string
-	for _, v := range p.Spec.Volumes {
+	for _, v := range spec.Volumes {
 		if v.PersistentVolumeClaim != nil {
 			out = append(out, v.PersistentVolumeClaim.ClaimName)
 		}
 	}
 	return out
-}
-
-// Volumes returns the CSI volumes behind a pod's guarded claims. A claim that cannot be resolved is returned with an empty driver, which no
-// isolation covers but one of the whole host.
-func Volumes(ctx context.Context, c client.Reader, p *corev1.Pod) []evidence.Volume {
-	var out []evidence.Volume
-	for _, claim := range ClaimsOf(p) {
-		v := evidence.Volume{Claim: claim}
-		if pv, err := VolumeOf(ctx, c, p.Namespace, claim); err == nil && pv.Spec.CSI != nil {
-			v.Driver, v.Handle = pv.Spec.CSI.Driver, pv.Spec.CSI.VolumeHandle
-		}
-		out = append(out, v)
-	}
-	return out
-}
-
-// VolumeOf returns the PersistentVolume bound to a claim.
-func VolumeOf(ctx context.Context, c client.Reader, namespace, claim string) (*corev1.PersistentVolume, error) {
-	var pvc corev1.PersistentVolumeClaim
-	if err := c.Get(ctx, types.NamespacedName{Namespace: namespace, Name: claim}, &pvc); err != nil {
-		return nil, fmt.Errorf("get claim %s/%s: %w", namespace, claim, err)
-	}
-	if pvc.Spec.VolumeName == "" {
-		return nil, fmt.Errorf("claim %s/%s is not bound", namespace, claim)
-	}
-	var pv corev1.PersistentVolume
-	if err := c.Get(ctx, types.NamespacedName{Name: pvc.Spec.VolumeName}, &pv); err != nil {
-		return nil, fmt.Errorf("get volume %s: %w", pvc.Spec.VolumeName, err)
-	}
-	return &pv, nil
 }
 
 // PolicyFor joins the policies of all apps on a host with its profile's floors and the cluster's settings: the most careful wins.

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -33,26 +32,24 @@ func (r *Reconciler) act(ctx context.Context, s *sighting) error {
 		}
 		return err
 	}
-	if s.refused != nil {
-		// Nothing is touched and what was marked before stays marked; the pods of an app that was accepted once are still heard.
-		if !controllerutil.ContainsFinalizer(&s.app, v1alpha1.FinalizerApp) {
-			s.guarded.Pods = nil
-		}
+	if s.refused != nil && !controllerutil.ContainsFinalizer(&s.app, v1alpha1.FinalizerApp) {
+		s.guarded.Pods, s.strangers = nil, nil // nothing is touched
 		r.probe(s)
 		return nil
+	}
+	if s.refused != nil {
+		// An app that was accepted once stays under guard: what it guarded stays marked, and new pods on its claims are.
+		r.probe(s)
+		return errors.Join(r.markPods(ctx, s), r.markNodes(ctx), r.markAttachments(ctx, s))
 	}
 	if controllerutil.AddFinalizer(&s.app, v1alpha1.FinalizerApp) {
 		if err := r.Client.Update(ctx, &s.app); err != nil {
 			return err
 		}
 	}
-	failed := []error{r.nameClaims(ctx, s, true)}
-	for i := range s.guarded.Pods {
-		failed = append(failed, r.markPod(ctx, s, &s.guarded.Pods[i]))
-	}
-	failed = append(failed, r.markNodes(ctx), r.markAttachments(ctx, s))
+	err := errors.Join(r.nameClaims(ctx, s, true), r.markPods(ctx, s), r.markNodes(ctx), r.markAttachments(ctx, s))
 	r.probe(s)
-	return errors.Join(failed...)
+	return err
 }
 
 // letGo ends the guard of a deleted app, once nothing of it is held.
@@ -67,8 +64,10 @@ func (r *Reconciler) letGo(ctx context.Context, s *sighting) error {
 	if err := r.nameClaims(ctx, s, false); err != nil {
 		return err
 	}
-	for i := range s.guarded.Pods {
-		p := &s.guarded.Pods[i]
+	for _, p := range s.all() {
+		if p.Labels[v1alpha1.LabelApp] != s.app.Name {
+			continue
+		}
 		base := p.DeepCopy()
 		delete(p.Labels, v1alpha1.LabelApp)
 		if err := r.Client.Patch(ctx, p, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
@@ -86,7 +85,7 @@ func (r *Reconciler) letGo(ctx context.Context, s *sighting) error {
 // been armed.
 func (r *Reconciler) concerned(ctx context.Context, s *sighting) (bool, error) {
 	var pods corev1.PodList
-	if err := r.Live.List(ctx, &pods, client.InNamespace(s.app.Namespace), client.MatchingLabels{v1alpha1.LabelApp: s.app.Name}); err != nil {
+	if err := r.Live.List(ctx, &pods, client.HasLabels{v1alpha1.LabelApp}); err != nil {
 		return false, err
 	}
 	var incidents v1alpha1.HostIncidentList
@@ -94,7 +93,14 @@ func (r *Reconciler) concerned(ctx context.Context, s *sighting) (bool, error) {
 		return false, err
 	}
 	on := map[string]bool{}
+	mine := map[types.UID]bool{}
+	for _, p := range s.all() {
+		mine[p.UID] = true
+	}
 	for _, p := range pods.Items {
+		if !mine[p.UID] && (p.Namespace != s.app.Namespace || p.Labels[v1alpha1.LabelApp] != s.app.Name) {
+			continue
+		}
 		if p.Labels[v1alpha1.LabelHold] != "" {
 			return true, nil
 		}
@@ -117,8 +123,17 @@ func (r *Reconciler) concerned(ctx context.Context, s *sighting) (bool, error) {
 	return false, nil
 }
 
-// nameClaims keeps the app's entries in the namespace's list of guarded claims, by which new pods get their label although every Holdfast process
-// may be dead.
+// all returns the app's own pods and those of strangers on its volumes.
+func (s *sighting) all() []*corev1.Pod {
+	var out []*corev1.Pod
+	for i := range s.guarded.Pods {
+		out = append(out, &s.guarded.Pods[i])
+	}
+	return append(out, s.strangers...)
+}
+
+// nameClaims keeps the app's entries in the namespace's list of guarded claims, by which new pods get their label and their gate although every
+// Holdfast process may be dead.
 func (r *Reconciler) nameClaims(ctx context.Context, s *sighting, guarded bool) error {
 	var ns corev1.Namespace
 	if err := r.Client.Get(ctx, types.NamespacedName{Name: s.app.Namespace}, &ns); err != nil {
@@ -131,18 +146,13 @@ func (r *Reconciler) nameClaims(ctx context.Context, s *sighting, guarded bool) 
 		}
 	}
 	if guarded {
-		for _, t := range s.workload.Spec.VolumeClaimTemplates {
-			claims = append(claims, admission.Claim{App: s.app.Name, Name: admission.OrdinalClaims(t.Name, s.workload.Name),
-				Place: admission.OrdinalPods(s.workload.Name)})
-		}
-		for _, v := range s.workload.Spec.Template.Spec.Volumes {
-			if v.PersistentVolumeClaim != nil {
-				claims = append(claims, admission.Claim{App: s.app.Name, Name: v.PersistentVolumeClaim.ClaimName, Place: firstPod(s.workload)})
-			}
-		}
+		claims = append(claims, s.guarded.Entries()...)
+		claims = append(claims, s.closed(&ns)...)
 	}
 	// In one order, whoever writes: two apps that put themselves last would rewrite the Namespace for ever.
-	slices.SortFunc(claims, func(a, b admission.Claim) int { return cmp.Or(cmp.Compare(a.App, b.App), cmp.Compare(a.Name, b.Name)) })
+	slices.SortFunc(claims, func(a, b admission.Claim) int {
+		return cmp.Or(cmp.Compare(a.App, b.App), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Place, b.Place))
+	})
 	claims = slices.Compact(claims)
 	want := admission.FormatClaims(claims)
 	if want == ns.Annotations[v1alpha1.AnnotationClaims] {
@@ -159,29 +169,68 @@ func (r *Reconciler) nameClaims(ctx context.Context, s *sighting, guarded bool) 
 	return r.Client.Patch(ctx, &ns, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
 }
 
-// firstPod is the pod of the StatefulSet that has its place on a claim which all its pods name.
-func firstPod(sts *appsv1.StatefulSet) string {
-	start := int32(0)
-	if sts.Spec.Ordinals != nil {
-		start = sts.Spec.Ordinals.Start
+// closed are entries without a place for claims on which somebody is, or is about to be, who is not in the place: while they stand, the pod that has the
+// place waits at the gate like everybody else.
+func (s *sighting) closed(ns *corev1.Namespace) []admission.Claim {
+	places := admission.FormatClaims(s.guarded.Entries())
+	taken := map[string]bool{} // "namespace/claim", by whatever name
+	for _, p := range s.all() {
+		if guard.Finished(p) || guard.Gated(p) {
+			continue
+		}
+		for _, claim := range guard.ClaimsOf(p) {
+			if p.Namespace != ns.Name || !s.guarded.Claims[claim] || admission.Newcomer(places, p.Name, []string{claim}) {
+				taken[p.Namespace+"/"+claim] = true
+			}
+		}
 	}
-	return fmt.Sprintf("%s-%d", sts.Name, start)
+	for _, a := range guard.ParseAdmissions(ns.Annotations[v1alpha1.AnnotationAdmitted]) {
+		taken[ns.Name+"/"+a.Claim] = true
+	}
+	var out []admission.Claim
+	for claim := range s.guarded.Claims {
+		same := s.claims.Same(ns.Name + "/" + claim)
+		if slices.ContainsFunc(same, func(name string) bool { return taken[name] }) {
+			out = append(out, admission.Claim{App: s.app.Name, Name: claim})
+		}
+	}
+	return out
 }
 
-func (r *Reconciler) markPod(ctx context.Context, s *sighting, p *corev1.Pod) error {
-	if p.Labels[v1alpha1.LabelApp] == s.app.Name || len(guard.ClaimsOf(p)) == 0 {
-		return nil
+// markPods labels every pod on the app's volumes, whoever owns it, as the policy does at creation where there is one. A pod that is under the guard of
+// another app keeps that one's label.
+func (r *Reconciler) markPods(ctx context.Context, s *sighting) error {
+	var ns corev1.Namespace
+	if err := r.Client.Get(ctx, types.NamespacedName{Name: s.app.Namespace}, &ns); err != nil {
+		return err
 	}
-	base := p.DeepCopy()
-	if p.Labels == nil {
-		p.Labels = map[string]string{}
+	var failed []error
+	for _, p := range s.all() {
+		claims := guard.ClaimsOf(p)
+		if p.Labels[v1alpha1.LabelApp] != "" || len(claims) == 0 {
+			continue
+		}
+		app := s.app.Name
+		if p.Namespace == ns.Name {
+			app = cmp.Or(admission.AppOf(ns.Annotations[v1alpha1.AnnotationClaims], claims), app)
+		}
+		base := p.DeepCopy()
+		if p.Labels == nil {
+			p.Labels = map[string]string{}
+		}
+		p.Labels[v1alpha1.LabelApp] = app
+		if err := r.Client.Patch(ctx, p, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
+			failed = append(failed, fmt.Errorf("label pod %s/%s: %w", p.Namespace, p.Name, err))
+		}
 	}
-	p.Labels[v1alpha1.LabelApp] = s.app.Name
-	return client.IgnoreNotFound(r.Client.Patch(ctx, p, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})))
+	return errors.Join(failed...)
 }
 
-// markNodes marks every Node that carries guarded pods of any app, and unmarks the others.
+// markNodes marks every Node that carries guarded pods of any app, and unmarks the others. A mark is put on by what the cache shows, and taken off only
+// by what the API server shows: the cache may not know yet of a pod that has just come.
 func (r *Reconciler) markNodes(ctx context.Context) error {
+	r.nodes.Lock()
+	defer r.nodes.Unlock()
 	var pods corev1.PodList
 	if err := r.Client.List(ctx, &pods, client.HasLabels{v1alpha1.LabelApp}); err != nil {
 		return err
@@ -199,27 +248,38 @@ func (r *Reconciler) markNodes(ctx context.Context) error {
 	var failed []error
 	for i := range nodes.Items {
 		n := &nodes.Items[i]
-		if _, marked := n.Labels[v1alpha1.LabelCarries]; marked == carries[n.Name] {
-			continue
+		if _, marked := n.Labels[v1alpha1.LabelCarries]; marked != carries[n.Name] {
+			failed = append(failed, r.markNode(ctx, n, carries[n.Name]))
 		}
-		base := n.DeepCopy()
-		if n.Labels == nil {
-			n.Labels = map[string]string{}
-		}
-		n.Labels[v1alpha1.LabelCarries] = "guarded"
-		if !carries[n.Name] {
-			delete(n.Labels, v1alpha1.LabelCarries)
-		}
-		failed = append(failed, client.IgnoreNotFound(r.Client.Patch(ctx, n, client.MergeFrom(base))))
 	}
 	return errors.Join(failed...)
 }
 
+func (r *Reconciler) markNode(ctx context.Context, n *corev1.Node, carries bool) error {
+	base := n.DeepCopy()
+	if n.Labels == nil {
+		n.Labels = map[string]string{}
+	}
+	n.Labels[v1alpha1.LabelCarries] = "guarded"
+	if !carries {
+		var pods corev1.PodList
+		if err := r.Live.List(ctx, &pods, client.HasLabels{v1alpha1.LabelApp}); err != nil {
+			return err
+		}
+		if slices.ContainsFunc(pods.Items, func(p corev1.Pod) bool { return p.Spec.NodeName == n.Name }) {
+			return nil
+		}
+		delete(n.Labels, v1alpha1.LabelCarries)
+	}
+	return client.IgnoreNotFound(r.Client.Patch(ctx, n, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})))
+}
+
+// markAttachments marks those of every PersistentVolume that stands for one of the app's volumes.
 func (r *Reconciler) markAttachments(ctx context.Context, s *sighting) error {
 	volumes := map[string]bool{}
 	for claim := range s.guarded.Claims {
-		if pv, err := guard.VolumeOf(ctx, r.Client, s.app.Namespace, claim); err == nil {
-			volumes[pv.Name] = true
+		for _, pv := range s.claims.PersistentVolumes(s.app.Namespace + "/" + claim) {
+			volumes[pv] = true
 		}
 	}
 	var list storagev1.VolumeAttachmentList

@@ -8,6 +8,8 @@ package guardedstatefulapp
 import (
 	"context"
 	"errors"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -30,6 +32,11 @@ type Reconciler struct {
 	Devices *guard.Devices
 	// Self names this process.
 	Self string
+
+	// nodes lets one app at a time mark Nodes: they carry pods of several.
+	nodes sync.Mutex
+	// separate is true once the controller manager was seen to give its controllers identities of their own.
+	separate atomic.Bool
 }
 
 // lookEvery is how often an app is looked at when nothing happens; status stays at most a minute old while a leader lives.

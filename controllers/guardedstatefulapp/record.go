@@ -31,6 +31,7 @@ func (r *Reconciler) record(ctx context.Context, s *sighting, acted error) error
 	before := s.app.Status.DeepCopy()
 	st := &s.app.Status
 	st.ObservedGeneration, st.ObservedBy = s.app.Generation, r.Self
+	st.Workload = "pods"
 	if ref := s.app.Spec.WorkloadRef; ref != nil {
 		st.Workload = strings.ToLower(ref.Kind) + "/" + ref.Name
 	}
@@ -49,6 +50,9 @@ func (r *Reconciler) members(s *sighting) {
 	answering := 0
 	for i := range s.guarded.Pods {
 		p := &s.guarded.Pods[i]
+		if guard.Finished(p) && p.Labels[v1alpha1.LabelHold] == "" {
+			continue // a Deployment leaves them about
+		}
 		m := v1alpha1.Member{Pod: p.Name, PodUID: string(p.UID), Host: p.Spec.NodeName, Healthy: "Unknown", Held: p.Labels[v1alpha1.LabelHold],
 			Claims: guard.ClaimsOf(p), Verdict: "Healthy"}
 		if a, ok := r.Board.App(string(p.UID)); ok {
@@ -65,8 +69,8 @@ func (r *Reconciler) members(s *sighting) {
 	sort.Slice(members, func(i, j int) bool { return members[i].Pod < members[j].Pod })
 	s.app.Status.Members = members
 	want := len(members)
-	if s.workload != nil && s.workload.Spec.Replicas != nil {
-		want = max(want, int(*s.workload.Spec.Replicas))
+	if s.guarded.Workload != nil {
+		want = max(want, s.guarded.Workload.Replicas)
 	}
 	s.app.Status.Healthy = fmt.Sprintf("%d/%d", answering, want)
 }
@@ -90,8 +94,8 @@ func (r *Reconciler) worst(s *sighting) {
 }
 
 func (s *sighting) concerning() *v1alpha1.HostIncident {
-	for i := range s.guarded.Pods {
-		if h := s.incidents[s.guarded.Pods[i].Spec.NodeName]; h != nil {
+	for _, p := range s.all() {
+		if h := s.incidents[p.Spec.NodeName]; h != nil {
 			return h
 		}
 	}
@@ -178,9 +182,8 @@ func (r *Reconciler) accepted(s *sighting, acted error, set setter) {
 // protected is True only when the policies were proven and every pod carries the label that they go by.
 func (r *Reconciler) protected(s *sighting, set setter) {
 	var bare []string
-	for i := range s.guarded.Pods {
-		p := &s.guarded.Pods[i]
-		if p.Labels[v1alpha1.LabelApp] != s.app.Name && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
+	for _, p := range s.all() {
+		if p.Labels[v1alpha1.LabelApp] == "" && len(guard.ClaimsOf(p)) > 0 && !guard.Finished(p) {
 			bare = append(bare, p.Name)
 		}
 	}
@@ -192,6 +195,8 @@ func (r *Reconciler) protected(s *sighting, set setter) {
 		set(v1alpha1.ConditionProtected, metav1.ConditionUnknown, v1alpha1.ReasonPoliciesNotProven, "the admission policies have not been tried yet")
 	case effective.Status != metav1.ConditionTrue:
 		set(v1alpha1.ConditionProtected, metav1.ConditionFalse, v1alpha1.ReasonPoliciesNotProven, effective.Message)
+	case len(s.open) > 0:
+		set(v1alpha1.ConditionProtected, metav1.ConditionFalse, v1alpha1.ReasonPartiallyProtected, strings.Join(s.open, "; "))
 	case len(bare) > 0:
 		set(v1alpha1.ConditionProtected, metav1.ConditionFalse, v1alpha1.ReasonPodsUnlabelled, "not labelled yet: "+strings.Join(bare, ", "))
 	default:
@@ -225,8 +230,8 @@ func (r *Reconciler) healthy(s *sighting, set setter) {
 func (r *Reconciler) fencing(ctx context.Context, s *sighting, set setter) {
 	reason, message := v1alpha1.ReasonHostsReady, "every host of the app can be fenced"
 	seen := map[string]bool{}
-	for i := range s.guarded.Pods {
-		name := s.guarded.Pods[i].Spec.NodeName
+	for _, p := range s.all() {
+		name := p.Spec.NodeName
 		if name == "" || seen[name] {
 			continue
 		}
@@ -268,11 +273,12 @@ func (r *Reconciler) unready(ctx context.Context, name string) (reason, words st
 
 func (r *Reconciler) held(s *sighting, set setter) {
 	var held []string
-	for _, m := range s.app.Status.Members {
-		if m.Held != "" {
-			held = append(held, m.Pod)
+	for _, p := range s.all() {
+		if p.Labels[v1alpha1.LabelHold] != "" {
+			held = append(held, p.Name)
 		}
 	}
+	sort.Strings(held)
 	h := s.concerning()
 	if len(held) == 0 {
 		set(v1alpha1.ConditionHeld, metav1.ConditionFalse, v1alpha1.ReasonNothingHeld, "nothing is held")

@@ -29,9 +29,13 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, hosts <-chan event.Gener
 	same := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
 		return r.everyApp(ctx, o.GetNamespace())
 	})
+	here := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request { return r.everyApp(ctx, o.GetName()) })
 	return ctrl.NewControllerManagedBy(mgr).Named("guardedstatefulapp").
 		For(&v1alpha1.GuardedStatefulApp{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&appsv1.StatefulSet{}, same).
+		Watches(&appsv1.Deployment{}, same).
+		Watches(&appsv1.ReplicaSet{}, same, builder.WithPredicates(predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }})).
+		Watches(&corev1.Namespace{}, here, builder.WithPredicates(predicate.AnnotationChangedPredicate{})).
 		Watches(&corev1.Pod{}, same, builder.WithPredicates(predicate.NewPredicateFuncs(r.mayBeGuarded))).
 		Watches(&v1alpha1.HostIncident{}, all).
 		Watches(&v1alpha1.FencingProfile{}, all).

@@ -50,6 +50,7 @@ type world struct {
 	incident *v1alpha1.HostIncident
 	pods     map[string]*corev1.Pod // writers on the host, and probed pods, by UID
 	apps     []guard.App
+	claims   *guard.Claims
 	profile  *v1alpha1.FencingProfile
 	devices  []guard.Device
 	ignore   string // an attempt in hand, which the look before the call leaves out
@@ -214,14 +215,9 @@ func (r *Reconciler) gatherApps(ctx context.Context, w *world, from client.Reade
 	return apps
 }
 
-// gatherWriters finds the pods on the host that name a guarded claim, whoever owns them (invariant I10).
+// gatherWriters finds the pods on the host that name a guarded volume, by whatever claim in whatever namespace, whoever owns them and whatever their labels
+// (invariant I10). What this incident holds is a writer also when nobody guards it any more.
 func (r *Reconciler) gatherWriters(ctx context.Context, w *world, from client.Reader, apps []guard.App) {
-	guarded := map[string]*guard.App{} // "namespace/claim"
-	for i := range apps {
-		for claim := range apps[i].Claims {
-			guarded[apps[i].Namespace+"/"+claim] = &apps[i]
-		}
-	}
 	var pods corev1.PodList
 	if _, err := r.read(ctx, func(c context.Context) error {
 		return from.List(c, &pods, client.MatchingFields{guard.IndexPodNode: w.seen.Host.Node})
@@ -229,17 +225,25 @@ func (r *Reconciler) gatherWriters(ctx context.Context, w *world, from client.Re
 		w.seen.Listed = false // without the pods of the host nothing may be decided about it
 		return
 	}
+	claims, err := guard.ReadClaims(ctx, r.Client)
+	if err != nil {
+		w.seen.Listed = false
+		return
+	}
+	w.claims = claims
+	guards := guard.GuardsOf(apps, claims)
 	concerned := map[string]guard.App{}
 	for i := range pods.Items {
 		p := &pods.Items[i]
-		for _, claim := range guard.ClaimsOf(p) {
-			app, ok := guarded[p.Namespace+"/"+claim]
-			if !ok {
-				continue
-			}
+		guarding := guards.Of(p)
+		for _, app := range guarding {
 			concerned[app.Key()] = *app
-			r.writer(ctx, w, p, app)
-			break
+		}
+		switch {
+		case len(guarding) > 0:
+			r.writer(ctx, w, p, named(guarding, p))
+		case w.incident != nil && p.Labels[v1alpha1.LabelHold] == w.incident.Name:
+			r.writer(ctx, w, p, p.Namespace+"/"+p.Labels[v1alpha1.LabelApp])
 		}
 	}
 	r.gatherSuccessors(w, apps, concerned)
@@ -248,11 +252,21 @@ func (r *Reconciler) gatherWriters(ctx context.Context, w *world, from client.Re
 	}
 }
 
-func (r *Reconciler) writer(ctx context.Context, w *world, p *corev1.Pod, app *guard.App) {
+// named is the app that a writer is counted to: the one that its label names, if that guards it.
+func named(guarding []*guard.App, p *corev1.Pod) string {
+	for _, app := range guarding {
+		if app.Namespace == p.Namespace && app.Name == p.Labels[v1alpha1.LabelApp] {
+			return app.Key()
+		}
+	}
+	return guarding[0].Key()
+}
+
+func (r *Reconciler) writer(ctx context.Context, w *world, p *corev1.Pod, app string) {
 	uid := string(p.UID)
 	w.pods[uid] = p
 	w.seen.Writers = append(w.seen.Writers, evidence.Writer{
-		App: app.Key(), Namespace: p.Namespace, Name: p.Name, UID: uid, Volumes: guard.Volumes(ctx, r.Client, p),
+		App: app, Namespace: p.Namespace, Name: p.Name, UID: uid, Volumes: guard.Volumes(ctx, r.Client, p),
 		Held:        held(p, w.incident),
 		HeldBy:      p.Labels[v1alpha1.LabelHold],
 		Terminating: p.DeletionTimestamp != nil,
@@ -304,35 +318,37 @@ func ready(p *corev1.Pod) bool {
 	return false
 }
 
-// gatherSuccessors finds the pods that took the place of those in the journal. A place is named "namespace/app/pod".
+// gatherSuccessors finds the pods that took the places of those in the journal; see [guard.App.Places].
 func (r *Reconciler) gatherSuccessors(w *world, apps []guard.App, concerned map[string]guard.App) {
 	if w.incident == nil {
 		return
 	}
-	lost := map[string]string{}
-	for _, p := range w.incident.Status.Pods {
-		lost[p.Namespace+"/"+p.App+"/"+p.Name] = p.UID
+	serving := func(p *corev1.Pod) evidence.Serving {
+		a, _ := r.Board.App(string(p.UID))
+		return a.Serving
 	}
 	for _, app := range apps {
-		for i := range app.Pods {
-			p := &app.Pods[i]
-			place := app.Key() + "/" + p.Name
-			uid, was := lost[place]
-			if !was || uid == string(p.UID) || p.Spec.NodeName == "" || p.Spec.NodeName == w.seen.Host.Node {
-				continue
+		places := app.Places(w.lost(app.Key()))
+		for _, s := range app.Successors(w.seen.Host.Node, serving) {
+			if slices.Contains(places, s.App) {
+				w.seen.Successors = append(w.seen.Successors, s)
 			}
+		}
+		if len(w.lost(app.Key())) > 0 {
 			concerned[app.Key()] = app
-			a, _ := r.Board.App(string(p.UID))
-			w.seen.Successors = append(w.seen.Successors, evidence.Successor{App: place, Pod: p.Namespace + "/" + p.Name, Host: p.Spec.NodeName, Serving: a.Serving})
 		}
 	}
+}
+
+// lost are the names of the app's pods in the journal.
+func (w *world) lost(app string) []string {
+	var out []string
 	for _, p := range w.incident.Status.Pods {
-		for _, app := range apps {
-			if app.Key() == p.Namespace+"/"+p.App {
-				concerned[app.Key()] = app
-			}
+		if p.Namespace+"/"+p.App == app {
+			out = append(out, p.Name)
 		}
 	}
+	return out
 }
 
 func (r *Reconciler) gatherAttachments(ctx context.Context, w *world, from client.Reader) {
@@ -342,8 +358,11 @@ func (r *Reconciler) gatherAttachments(ctx context.Context, w *world, from clien
 	volumes := map[string]bool{}
 	for _, app := range w.apps {
 		for claim := range app.Claims {
-			if pv, err := guard.VolumeOf(ctx, r.Client, app.Namespace, claim); err == nil {
-				volumes[pv.Name] = true
+			if w.claims == nil {
+				break
+			}
+			for _, pv := range w.claims.PersistentVolumes(app.Namespace + "/" + claim) {
+				volumes[pv] = true
 			}
 		}
 	}
@@ -445,24 +464,27 @@ func (r *Reconciler) gatherJournal(w *world) evidence.Journal {
 		if p.ReleasedAt != nil {
 			j.Released++
 		}
-		if w.wants(p) {
-			j.Apps = append(j.Apps, p.Namespace+"/"+p.App+"/"+p.Name)
-		}
 	}
+	j.Apps = w.places()
 	return j
 }
 
-// wants reports whether anybody still waits for a successor in the pod's place. Where the apps could not be listed, somebody does.
-func (w *world) wants(p v1alpha1.IncidentPod) bool {
+// places are those that somebody still waits to see filled. Where the apps could not be listed, somebody waits for every pod.
+func (w *world) places() []string {
+	var out []string
 	if !w.seen.Listed {
-		return true
+		for _, p := range w.incident.Status.Pods {
+			out = append(out, p.Namespace+"/"+p.App+"/"+p.Name)
+		}
+		return out
 	}
 	for _, app := range w.apps {
-		if app.Key() == p.Namespace+"/"+p.App {
-			return app.Wants(p.Name)
+		if lost := w.lost(app.Key()); len(lost) > 0 {
+			out = append(out, app.Places(lost)...)
 		}
 	}
-	return false
+	slices.Sort(out)
+	return out
 }
 
 // settle is how long an accepted Off may take by the profile.

@@ -143,6 +143,9 @@ func Index(ctx context.Context, mgr ctrl.Manager) error {
 		of     client.IndexerFunc
 	}{
 		{&corev1.Pod{}, guard.IndexPodNode, func(o client.Object) []string { return one(o.(*corev1.Pod).Spec.NodeName) }},
+		{&corev1.Pod{}, guard.IndexPodGated, func(o client.Object) []string {
+			return one(map[bool]string{true: "true"}[guard.Gated(o.(*corev1.Pod))])
+		}},
 		{&corev1.Pod{}, guard.IndexPodIP, func(o client.Object) []string { return one(o.(*corev1.Pod).Status.PodIP) }},
 	} {
 		if err := index.IndexField(ctx, i.object, i.field, i.of); err != nil {
