@@ -243,40 +243,7 @@ func TestAPodOfTheWorkloadIsGuardedAlsoBeforeItIsLabelled(t *testing.T) {
 	g := v1alpha1.GuardedStatefulApp{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db"},
 		Spec: v1alpha1.GuardedStatefulAppSpec{WorkloadRef: &v1alpha1.WorkloadReference{APIVersion: "apps/v1", Kind: "StatefulSet", Name: "db"}}}
 	app, err := guard.Resolve(t.Context(), holding(t, set, pod, stranger), g)
-	if err != nil || len(app.Pods) != 1 || app.Pods[0].Name != "db-0" {
-		t.Errorf("got %+v, %v", app.Pods, err)
-	}
-}
-
-func TestAPlaceIsWantedWhileItsWorkloadHasIt(t *testing.T) {
-	three := int32(3)
-	sts := func(change func(*appsv1.StatefulSet)) *appsv1.StatefulSet {
-		s := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Name: "db"}, Spec: appsv1.StatefulSetSpec{Replicas: &three}}
-		if change != nil {
-			change(s)
-		}
-		return s
-	}
-	now := metav1.Now()
-	tests := []struct {
-		name  string
-		app   guard.App
-		pod   string
-		wants bool
-	}{
-		{"an ordinal it has", guard.App{Workload: sts(nil)}, "db-2", true},
-		{"one it was scaled down below", guard.App{Workload: sts(nil)}, "db-3", false},
-		{"one before its first", guard.App{Workload: sts(func(s *appsv1.StatefulSet) { s.Spec.Ordinals = &appsv1.StatefulSetOrdinals{Start: 5} })}, "db-4", false},
-		{"one after its first", guard.App{Workload: sts(func(s *appsv1.StatefulSet) { s.Spec.Ordinals = &appsv1.StatefulSetOrdinals{Start: 5} })}, "db-7", true},
-		{"a pod of somebody else", guard.App{Workload: sts(nil)}, "backup-1", false},
-		{"a workload that is gone", guard.App{}, "db-0", false},
-		{"a workload that is going", guard.App{Workload: sts(func(s *appsv1.StatefulSet) { s.DeletionTimestamp = &now })}, "db-0", false},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			if got := test.app.Wants(test.pod); got != test.wants {
-				t.Errorf("wants %s: %v", test.pod, got)
-			}
-		})
+	if err != nil || len(app.Pods) != 1 || app.Pods[0].Name != "db-0" || len(app.Guests) != 1 || app.Guests[0].Name != "stranger" {
+		t.Errorf("got %+v, %+v, %v", app.Pods, app.Guests, err)
 	}
 }
