@@ -38,7 +38,9 @@ func calledSo(name string) func(*guard.Neighbour) {
 
 func TestWhoIsLetIn(t *testing.T) {
 	now := metav1.Now()
-	on := func(node string) func(*guard.Neighbour) { return func(n *guard.Neighbour) { n.Pod.Spec.NodeName = node } }
+	on := func(node string) func(*guard.Neighbour) {
+		return func(n *guard.Neighbour) { n.Pod.Spec.NodeName = node }
+	}
 	gated := func(n *guard.Neighbour) { gate(n.Pod) }
 	going := func(n *guard.Neighbour) { n.Pod.DeletionTimestamp = &now }
 	ended := func(n *guard.Neighbour) { n.Pod.Status.Phase = corev1.PodSucceeded }

@@ -31,7 +31,9 @@ func guardedBy(kind string) v1alpha1.GuardedStatefulApp {
 		Spec: v1alpha1.GuardedStatefulAppSpec{WorkloadRef: &v1alpha1.WorkloadReference{APIVersion: "apps/v1", Kind: kind, Name: "db"}}}
 }
 
-func template(claims ...string) corev1.PodTemplateSpec { return corev1.PodTemplateSpec{Spec: claimed(claims...).Spec} }
+func template(claims ...string) corev1.PodTemplateSpec {
+	return corev1.PodTemplateSpec{Spec: claimed(claims...).Spec}
+}
 
 func named(p *corev1.Pod, namespace, name string, owner client.Object) *corev1.Pod {
 	p.Namespace, p.Name, p.UID = namespace, name, types.UID("uid-"+name)

@@ -250,7 +250,7 @@ func (w *world) start(set *appsv1.StatefulSet, letter, ip string) *corev1.Pod {
 func (w *world) mine(o client.Object) bool {
 	name := o.GetName()
 	switch o.(type) {
-	case *corev1.Pod, *v1alpha1.GuardedStatefulApp, *appsv1.StatefulSet, *corev1.PersistentVolumeClaim:
+	case *corev1.Pod, *v1alpha1.GuardedStatefulApp, *appsv1.StatefulSet, *appsv1.Deployment, *appsv1.ReplicaSet, *corev1.PersistentVolumeClaim:
 		name = o.GetNamespace()
 	}
 	return name == w.name || strings.HasPrefix(name, w.name+"-")
