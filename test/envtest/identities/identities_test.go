@@ -143,6 +143,9 @@ func objects(t *testing.T, cluster *envtest.Cluster) {
 			}}},
 		},
 	}
+	for _, name := range []string{"node-controller", "pod-garbage-collector", "attachdetach-controller"} { // a controller manager makes them
+		create(t, cluster, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: name}})
+	}
 	old := metav1.NewMicroTime(time.Now().Add(-time.Hour))
 	create(t, cluster,
 		&corev1.PersistentVolume{
