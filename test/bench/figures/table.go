@@ -72,7 +72,7 @@ func spread(rows []Row) string {
 	if len(ages) == 0 {
 		return "no case of P1"
 	}
-	return fmt.Sprintf("random by the seed; the host's lease was %s to %s old in P1 (the older, the sooner it is late)", seconds(slices.Min(ages)), seconds(slices.Max(ages)))
+	return fmt.Sprintf("random by the seed; the host's lease was %s to %s old in P1 (the younger, the longer Holdfast waits for a renewal that would contradict the device)", seconds(slices.Min(ages)), seconds(slices.Max(ages)))
 }
 
 func whole(out *strings.Builder, rows []Row) {
@@ -146,9 +146,9 @@ func goal(out *strings.Builder, k Kind, rows []Row) {
 	fmt.Fprintf(out, "**%s**: goal P3, at most %s with the application's start told apart, %s: slower were %s.\n", k, seconds(Goal), verdict, share(slow, len(rows)))
 	if len(frees) > 0 {
 		f, s := SumOf(frees, nil), SumOf(starts, nil)
-		fmt.Fprintf(out, "The application could start elsewhere after p50 %s, max %s; its start there took p50 %s, max %s more. ", seconds(f.P50), seconds(f.Max), seconds(s.P50), seconds(s.Max))
+		fmt.Fprintf(out, "The application could start elsewhere after p50 %s, max %s; its start there took p50 %s, max %s more.", seconds(f.P50), seconds(f.Max), seconds(s.P50), seconds(s.Max))
 		if k == Guarded {
-			out.WriteString("A kubelet mounts an attachable volume only after its next node status, which it writes every 10 s; the baselines pay that as well, P1n does not.")
+			out.WriteString(" A kubelet mounts an attachable volume only after its next node status, which it writes every 10 s; the baselines pay that as well, P1n does not.")
 		}
 		out.WriteString("\n")
 	}
