@@ -231,11 +231,7 @@ func limitOfOneDevice(t *testing.T) {
 	s.times["recovered"] = time.Duration(mono.Nanoseconds() - heard)
 	t.Logf("%s: the host that was declared lost was heard, and had no power %v later", hi.Name, s.times["recovered"])
 	s.lostPowerOnce()
-	s.incident("Resolved again", func(h *v1alpha1.HostIncident) bool {
-		return h.Status.Step == v1alpha1.StepResolved && !slices.ContainsFunc(h.Status.Attempts, func(a v1alpha1.Attempt) bool {
-			return a.State == v1alpha1.AttemptIntended || a.State == v1alpha1.AttemptAccepted || a.State == v1alpha1.AttemptUnclear
-		})
-	})
+	s.incident("Blocked: nothing that a liar says is proof any more", condition(v1alpha1.ConditionBlocked))
 	s.parts = s.parts[:1] // the ledger alone has one writer
 	s.returned()
 }

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -121,8 +122,8 @@ var header = append([]string{"commit", "seed", "case", "variant", "timings", "ou
 
 func (results) path() string { return filepath.Join("..", "..", "docs", "results", "e2e", "rows.csv") }
 
-// commit is the last one that changed anything but results; "-dirty" says that the checkout differs from it.
-func commit() (string, error) {
+// commit is the last one that changed anything but results, as this process began; "-dirty" says that the checkout differs from it.
+var commit = sync.OnceValues(func() (string, error) {
 	but := []string{"--", "../..", ":!../../docs/results"}
 	hash, err := git(append([]string{"log", "-1", "--format=%h", "--abbrev=12"}, but...)...)
 	if err != nil {
@@ -133,7 +134,7 @@ func commit() (string, error) {
 		hash += "-dirty"
 	}
 	return hash, err
-}
+})
 
 func git(args ...string) (string, error) {
 	var errs bytes.Buffer
