@@ -144,7 +144,7 @@ func (a *Actor) AwaitServed(ctx context.Context) error {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		acks, err := a.acksFrom(from, since)
+		acks, err := acksFrom(a.acks, from, since)
 		if err != nil || len(acks) > 0 {
 			return err
 		}
@@ -175,11 +175,11 @@ func (a *Actor) LastAck() (int64, error) {
 }
 
 // Acks are the acknowledgements since a moment.
-func (a *Actor) Acks(since int64) ([]mono.Stamp, error) { return a.acksFrom(0, since) }
+func (a *Actor) Acks(since int64) ([]mono.Stamp, error) { return acksFrom(a.acks, 0, since) }
 
 // acksFrom reads from an offset in the file, which may be in the middle of a line.
-func (a *Actor) acksFrom(offset, since int64) ([]mono.Stamp, error) {
-	file, err := os.Open(a.acks)
+func acksFrom(path string, offset, since int64) ([]mono.Stamp, error) {
+	file, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
