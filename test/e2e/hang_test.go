@@ -218,10 +218,7 @@ func limitOfOneDevice(t *testing.T) {
 	}
 	hi := s.incident("Resolved", step(v1alpha1.StepResolved))
 	s.mark("released")
-	s.poll("the second writer of a volume that is served to anybody", func() (bool, error) {
-		j, err := s.parts[1].Judge(s.ctx)
-		return len(j.Interleavings) > 0, err
-	})
+	s.secondWriter(s.parts[1])
 	s.documented("One device, one word")
 	s.must(s.host.SetBMCMode(s.ctx, bmc.Clear))
 	heard := mono.Nanoseconds()

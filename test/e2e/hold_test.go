@@ -327,10 +327,7 @@ func (s *scene) stockUntilEvicted() {
 			return now.UID != p.pod.UID && now.Spec.NodeName != s.host.Name() && stage.PodReady(now)
 		})
 		s.must(err)
-		s.poll("the second writer of "+p.Name, func() (bool, error) {
-			j, err := p.Judge(s.ctx)
-			return len(j.Interleavings) > 0, err
-		})
+		s.secondWriter(p)
 	}
 }
 

@@ -52,6 +52,8 @@ type scene struct {
 type part struct {
 	*stage.Actor
 	pod *corev1.Pod
+	// quarrels is how often two wrote to its volume at once, in earlier scenes.
+	quarrels int
 }
 
 // Columns of the table of times, each counted from the fault. A gap is for how long a guarded Service led nowhere, held for how long nothing was let go.
@@ -116,7 +118,9 @@ func play(t *testing.T, choose func(scene) string, roles ...stage.Role) *scene {
 		if !a.Unguarded {
 			s.must(a.AwaitReady(s.soon()))
 		}
-		s.parts = append(s.parts, part{Actor: a, pod: placed[i]})
+		before, err := a.Judge(s.ctx)
+		s.must(err)
+		s.parts = append(s.parts, part{Actor: a, pod: placed[i], quarrels: len(before.Interleavings)})
 	}
 	s.boot, err = s.host.BootID()
 	s.must(err)
@@ -278,6 +282,15 @@ func (s *scene) judged() {
 			s.Errorf("%s: %v", p.Name, err)
 		}
 	}
+}
+
+// secondWriter waits until two write to the part's volume at once: for parts that nobody guards, or not well enough.
+func (s *scene) secondWriter(p part) {
+	s.Helper()
+	s.poll("the second writer of "+p.Name, func() (bool, error) {
+		j, err := p.Judge(s.ctx)
+		return len(j.Interleavings) > p.quarrels, err
+	})
 }
 
 // says checks that every word is in what was said.
