@@ -37,10 +37,15 @@ const (
 	taintManager = "system:serviceaccount:kube-system:node-controller"
 )
 
-// company are ledgers beside the first: every kind of workload with every class of volume.
-var company = []stage.Role{
-	{Name: "orders", Kind: "StatefulSet", Class: "permissive", Interval: "50ms"},
-}
+// company is a ledger beside the first, of a volume that is served to anybody; everyKind are both kinds of workload with both classes of volume, but for
+// the first ledger's.
+var (
+	company   = []stage.Role{{Name: "orders", Kind: "StatefulSet", Class: "permissive", Interval: "50ms"}}
+	everyKind = append(slices.Clone(company),
+		stage.Role{Name: "stock", Kind: "Deployment", Class: "enforcing", Interval: "50ms"},
+		stage.Role{Name: "carts", Kind: "Deployment", Class: "permissive", Interval: "50ms"},
+	)
+)
 
 // strangers are without guard.
 var strangers = []stage.Role{
@@ -59,7 +64,7 @@ func TestCase1KubeletOnly(t *testing.T) {
 
 // kubeletOnly is also numbered case 7: beside the ledgers play some without guard.
 func kubeletOnly(t *testing.T) {
-	s := play(t, free, append(slices.Clone(company), strangers...)...)
+	s := play(t, free, append(slices.Clone(everyKind), strangers...)...)
 	s.begin()
 	s.must(s.host.KillKubelet(s.ctx))
 	hi := s.incident("KubeletDown", verdict("KubeletDown"))
@@ -88,7 +93,7 @@ func kubeletOnly(t *testing.T) {
 
 // killedAfterArming: the holds stand, and so do all refusals, with every process of Holdfast dead.
 func killedAfterArming(t *testing.T) {
-	s := play(t, free, company...)
+	s := play(t, free, everyKind...)
 	s.begin()
 	s.must(s.host.KillKubelet(s.ctx))
 	hi := s.incident("KubeletDown", verdict("KubeletDown"))
@@ -111,7 +116,7 @@ func killedAfterArming(t *testing.T) {
 
 // killedBeforeArming: nothing is armed, and the rules that always stand are enough.
 func killedBeforeArming(t *testing.T) {
-	s := play(t, free, company...)
+	s := play(t, free, everyKind...)
 	s.must(s.KillHoldfast(s.soon()))
 	s.begin()
 	s.must(s.host.KillKubelet(s.ctx))

@@ -27,7 +27,7 @@ func TestCase6Newcomers(t *testing.T) {
 }
 
 func newcomers(t *testing.T, held bool) {
-	s := play(t, free, company...)
+	s := play(t, free, everyKind...)
 	s.begin()
 	if held {
 		s.must(s.host.KillKubelet(s.ctx))

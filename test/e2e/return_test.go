@@ -40,6 +40,11 @@ func poweredOnDuringRelease(t *testing.T) {
 	s := play(t, free, company...)
 	for _, p := range s.guarded() {
 		s.must(s.finalizer(p, foreign))
+		s.Cleanup(func() {
+			if err := s.finalizer(p, ""); err != nil {
+				s.Error(err)
+			}
+		})
 	}
 	s.begin()
 	s.must(s.host.PowerOff(s.ctx))
@@ -91,9 +96,10 @@ func (s *scene) backAtLast() {
 
 // finalizer sets the finalizer of somebody else on the part's pod, or takes it off.
 func (s *scene) finalizer(p part, name string) error {
+	ctx := context.WithoutCancel(s.ctx)
 	return retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		var now corev1.Pod
-		if err := s.Client.Get(s.ctx, client.ObjectKeyFromObject(p.pod), &now); err != nil || now.UID != p.pod.UID {
+		if err := s.Client.Get(ctx, client.ObjectKeyFromObject(p.pod), &now); err != nil || now.UID != p.pod.UID {
 			return client.IgnoreNotFound(err)
 		}
 		before := now.DeepCopy()
@@ -101,7 +107,7 @@ func (s *scene) finalizer(p part, name string) error {
 		if name != "" {
 			now.Finalizers = append(now.Finalizers, name)
 		}
-		return s.Client.Patch(s.ctx, &now, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+		return s.Client.Patch(ctx, &now, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 	})
 }
 
