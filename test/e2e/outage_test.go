@@ -111,21 +111,29 @@ func (s *scene) nothingEvicted() {
 	}
 }
 
-// servedThroughout: where a manager has the API, it keeps every endpoint there. Where none has, Kubernetes takes them out of the API's lists, and nobody is
-// left to put them back; but no host learns of it before it reaches the API again. What counts is what a client on a host gets.
+// servedThroughout: where a manager has the API, it keeps every endpoint there, and a client on a host is served all the time. Where none has, Kubernetes
+// takes the endpoints out of the API's lists and nobody is left to put them back: hosts do not learn of it while they are cut off. When they reach the API
+// again their proxies do, before their kubelets have said otherwise: that is the second limit that docs/spec/invariants.md names, and it is measured here.
 func (s *scene) servedThroughout(plane fault.Plane, insiders map[string]*stage.Insider, until int64) {
 	s.Helper()
+	served := until
 	if plane == fault.HostAPI {
 		s.gaps(until)
+	} else {
+		served = s.since + int64(s.times["held"])
+		s.documented("Every host cut off, the managers too")
 	}
 	for _, p := range s.guarded() {
-		pause, err := insiders[p.Name].LongestPause(s.since, until)
+		pause, err := insiders[p.Name].LongestPause(s.since, served)
 		s.must(err)
-		s.Logf("%s: a client on a host was served with pauses of at most %v; in the API's lists its Service led nowhere for %v", p.Name, pause, p.Endpoints.Gap(s.since, until))
-		s.times["gap"] = max(s.times["gap"], pause)
 		if pause > maxEndpointGap {
 			s.Errorf("a client of %s on a host was not served for %v, want at most %v", p.Name, pause, maxEndpointGap)
 		}
+		all, err := insiders[p.Name].LongestPause(s.since, until)
+		s.must(err)
+		s.times["gap"] = max(s.times["gap"], all)
+		s.Logf("%s: a client on a host was served with pauses of at most %v, and of %v with the return; in the API's lists its Service led nowhere for %v",
+			p.Name, pause, all, p.Endpoints.Gap(s.since, until))
 	}
 }
 
