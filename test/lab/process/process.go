@@ -96,7 +96,8 @@ func (id ID) open() (int, error) {
 		return -1, nil
 	}
 	fd, err := unix.PidfdOpen(id.PID, 0)
-	if errors.Is(err, unix.ESRCH) {
+	// The number may by now be that of a thread of somebody else, which is no process: EINVAL, or ENOENT since Linux 6.15.
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		return -1, nil
 	}
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"os/exec"
+	"runtime"
 	"testing"
 	"time"
 
@@ -35,6 +36,30 @@ func within(t *testing.T, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+func TestANumberThatIsAThreadsNowIsGone(t *testing.T) {
+	threads := make(chan int)
+	done := make(chan struct{})
+	defer close(done)
+	for range 2 {
+		go func() {
+			runtime.LockOSThread() // so that the two are on different threads, one of them not the process's first
+			threads <- unix.Gettid()
+			<-done
+		}()
+	}
+	tid, other := <-threads, <-threads
+	if tid == unix.Getpid() {
+		tid = other
+	}
+	id := ID{PID: tid, Start: 1}
+	if err := id.Signal(unix.SIGKILL); err != nil {
+		t.Errorf("signal: %v, want a process that is gone", err)
+	}
+	if err := id.Wait(within(t, time.Second)); err != nil {
+		t.Errorf("wait: %v, want a process that is gone", err)
+	}
 }
 
 func TestStopContinueKill(t *testing.T) {
