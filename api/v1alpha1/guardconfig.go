@@ -32,6 +32,20 @@ type Blindness struct {
 	APISilentSeconds int32 `json:"apiSilentSeconds,omitempty"`
 }
 
+// IncidentRetention says which incidents that are over stay on record. One that is open stays, and one whose Off commands the fence budget still counts.
+type IncidentRetention struct {
+	// PerNode is how many stay for each node, the newest.
+	// +kubebuilder:default=10
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1000
+	PerNode int32 `json:"perNode,omitempty"`
+	// MaxAgeSeconds after they were last observed they go, however few there are.
+	// +kubebuilder:default=2592000
+	// +kubebuilder:validation:Minimum=3600
+	// +kubebuilder:validation:Maximum=315360000
+	MaxAgeSeconds int32 `json:"maxAgeSeconds,omitempty"`
+}
+
 // GuardConfigSpec holds what concerns the whole cluster.
 type GuardConfigSpec struct {
 	// +kubebuilder:default={count: 2, windowSeconds: 3600}
@@ -43,6 +57,8 @@ type GuardConfigSpec struct {
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=600
 	LeaseStaleSeconds int32 `json:"leaseStaleSeconds,omitempty"`
+	// +kubebuilder:default={perNode: 10, maxAgeSeconds: 2592000}
+	IncidentRetention IncidentRetention `json:"incidentRetention,omitempty,omitzero"`
 }
 
 // GuardConfigStatus says whether the guard itself stands.

@@ -144,8 +144,24 @@ type RuleFinding struct {
 	Because string `json:"because"`
 }
 
+// DecidedSetting is one setting by which the host is treated, and who asked for it: of several apps on a host the most careful wins.
+type DecidedSetting struct {
+	Setting string `json:"setting"`
+	Value   string `json:"value"`
+	// By names apps ("namespace/name"), or the FencingProfile whose floor it is.
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=32
+	By []string `json:"by,omitempty"`
+}
+
+// JournalVersion is the version of the journal that this code writes. A manager leaves a journal of a newer version alone: it holds, and takes no step
+// that cannot be undone. One of an older version is brought up to this one. Zero is what the first release wrote.
+const JournalVersion = 1
+
 // HostIncidentStatus is the journal.
 type HostIncidentStatus struct {
+	// JournalVersion says how the journal is to be read.
+	JournalVersion int32 `json:"journalVersion,omitempty"`
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
@@ -172,6 +188,10 @@ type HostIncidentStatus struct {
 	Pods []IncidentPod `json:"pods,omitempty"`
 	// Apps is the number of guarded apps on the host, for the column.
 	Apps int32 `json:"apps,omitempty"`
+	// Settings are those that the apps on the host, their profile and the GuardConfig ask for together.
+	// +listType=map
+	// +listMapKey=setting
+	Settings []DecidedSetting `json:"settings,omitempty"`
 	// ProofSummary is for the column.
 	ProofSummary string `json:"proofSummary,omitempty"`
 	// +listType=map

@@ -46,5 +46,8 @@ const (
 	TaintOutOfService = "node.kubernetes.io/out-of-service"
 )
 
+// NodeConditionVerdict is our condition on Nodes: True while an incident of the host is open, with the verdict as its reason.
+const NodeConditionVerdict = "HoldfastVerdict"
+
 // GuardConfigName is the name of the only GuardConfig.
 const GuardConfigName = "cluster"

@@ -229,6 +229,56 @@ func PolicyFor(apps []App, profile *v1alpha1.FencingProfile, config v1alpha1.Gua
 	return p
 }
 
+// settings are those of a joint policy that apps can ask for, each with what it came to in the words of the API.
+var settings = []struct {
+	name  string
+	value func(verdict.Policy) string
+}{
+	{"mode", func(p verdict.Policy) string {
+		return either(p.Paused, string(v1alpha1.ModePaused), either(p.Shadow, string(v1alpha1.ModeShadow), string(v1alpha1.ModeEnforce)))
+	}},
+	{"onHostLoss.action", func(p verdict.Policy) string { return either(p.OnLoss == verdict.Hold, "Hold", "FenceAndMigrate") }},
+	{"onHostLoss.approval", func(p verdict.Policy) string { return either(p.ManualApproval, "Manual", "Automatic") }},
+	{"onHostLoss.confirmAfterSeconds", func(p verdict.Policy) string { return strconv.Itoa(int(p.ConfirmAfter / time.Second)) }},
+	{"onHostLoss.minimumProof", func(p verdict.Policy) string { return p.MinimumProof.String() }},
+	{"onKubeletFailure.whenNotServing", func(p verdict.Policy) string { return either(p.NotServing == verdict.Hold, "Hold", "Fence") }},
+	{"onKubeletFailure.traffic", func(p verdict.Policy) string { return either(p.KeepTraffic, "Keep", "Follow") }},
+}
+
+func either(yes bool, a, b string) string {
+	if yes {
+		return a
+	}
+	return b
+}
+
+// namedAtMost bounds the names of those who asked for one setting.
+const namedAtMost = 32
+
+// Decided says what the settings of a joint policy came to, and which apps, or which profile, asked for just that.
+func Decided(apps []App, profile *v1alpha1.FencingProfile, config v1alpha1.GuardConfigSpec) []v1alpha1.DecidedSetting {
+	if len(apps) == 0 {
+		return nil
+	}
+	joint := PolicyFor(apps, profile, config)
+	var out []v1alpha1.DecidedSetting
+	for _, s := range settings {
+		d := v1alpha1.DecidedSetting{Setting: s.name, Value: s.value(joint)}
+		for _, a := range apps {
+			if s.value(PolicyFor([]App{a}, nil, config)) == d.Value {
+				d.By = append(d.By, a.Key())
+			}
+		}
+		if len(d.By) == 0 && profile != nil {
+			d.By = []string{"FencingProfile " + profile.Name}
+		}
+		sort.Strings(d.By)
+		d.By = d.By[:min(len(d.By), namedAtMost)]
+		out = append(out, d)
+	}
+	return out
+}
+
 func orDefault(v, d int32) int32 {
 	if v == 0 {
 		return d

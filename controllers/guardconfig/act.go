@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,6 +30,9 @@ func (r *Reconciler) act(ctx context.Context, s *sighting) {
 			logf.FromContext(ctx).Error(err, "The bolt cannot be moved; trying again")
 		}
 	}
+	if err := r.retain(ctx, s.config.Spec); err != nil {
+		logf.FromContext(ctx).Error(err, "Old incidents cannot be deleted; trying again")
+	}
 	if s.proven {
 		return
 	}
@@ -42,6 +46,62 @@ func (r *Reconciler) act(ctx context.Context, s *sighting) {
 	}
 	proof, err := admission.Prove(ctx, admission.Canary{Identity: r.Identity, Holdfast: r.Direct, Servers: r.Servers, Capabilities: caps, Version: s.installed.Version})
 	s.proof, s.err = &proof, err
+}
+
+// retain deletes records of incidents that are over: for each node all but the newest, and those that have been over for too long. Whatever is deleted is
+// exactly what was judged here, however old the cache is.
+func (r *Reconciler) retain(ctx context.Context, spec v1alpha1.GuardConfigSpec) error {
+	keep := spec.IncidentRetention
+	if keep.PerNode == 0 || keep.MaxAgeSeconds == 0 || spec.FenceBudget.WindowSeconds == 0 {
+		return nil // the API server has not filled in the defaults: nothing is known
+	}
+	var list v1alpha1.HostIncidentList
+	if err := r.Client.List(ctx, &list); err != nil {
+		return err
+	}
+	now := r.Clock.Now()
+	counting := now.Add(-time.Duration(spec.FenceBudget.WindowSeconds) * time.Second)
+	slices.SortFunc(list.Items, func(a, b v1alpha1.HostIncident) int { return ended(&b).Compare(ended(&a)) })
+	var failed []error
+	newer := map[string]int32{} // by node
+	for i := range list.Items {
+		h := &list.Items[i]
+		if !h.Status.Step.Over() {
+			continue
+		}
+		newer[h.Spec.NodeName]++
+		old := now.Sub(ended(h)) > time.Duration(keep.MaxAgeSeconds)*time.Second
+		if (newer[h.Spec.NodeName] <= keep.PerNode && !old) || counted(h, list.Items, counting) {
+			continue
+		}
+		exactly := client.Preconditions{UID: &h.UID, ResourceVersion: &h.ResourceVersion}
+		failed = append(failed, client.IgnoreNotFound(r.Client.Delete(ctx, h, exactly)))
+	}
+	return errors.Join(failed...)
+}
+
+// ended is when an incident that is over was last observed.
+func ended(h *v1alpha1.HostIncident) time.Time {
+	if h.Status.LastObserved != nil {
+		return h.Status.LastObserved.Time
+	}
+	return h.CreationTimestamp.Time
+}
+
+// counted reports whether the fence budget still rests on a record: on an Off command in it, on its being there before a later episode, or on a journal
+// that this code cannot read.
+func counted(h *v1alpha1.HostIncident, all []v1alpha1.HostIncident, counting time.Time) bool {
+	if h.Status.JournalVersion > v1alpha1.JournalVersion {
+		return true
+	}
+	for _, a := range h.Status.Attempts {
+		if a.IntendedAt.After(counting) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(all, func(o v1alpha1.HostIncident) bool {
+		return o.Spec.NodeName == h.Spec.NodeName && o.Spec.BootID == h.Spec.BootID && o.Spec.Episode == h.Spec.Episode+1 && o.CreationTimestamp.After(counting)
+	})
 }
 
 // Bolt keeps the GuardConfig and the definitions of our kinds from being deleted while anything is held: an admission policy goes by the label that it

@@ -6,6 +6,7 @@ package guardconfig_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -240,6 +241,105 @@ func TestWhatIsNotThereNeedsNoBolt(t *testing.T) {
 	c := &v1alpha1.GuardConfig{}
 	if err := s.Get(t.Context(), client.ObjectKey{Name: v1alpha1.GuardConfigName}, c); !apierrors.IsNotFound(err) {
 		t.Errorf("the bolt made something: %v", err)
+	}
+}
+
+// record is an incident of a node that is over, or at the step given, last observed so long ago.
+func (s *site) record(node string, episode int32, ago time.Duration, change ...func(*v1alpha1.HostIncident)) {
+	h := incident(fmt.Sprintf("%s-x-%d", node, episode), v1alpha1.StepClosed)
+	at := metav1.Time{Time: s.time.Now().Add(-ago)}
+	h.Spec.NodeName, h.Spec.Episode, h.CreationTimestamp, h.Status.LastObserved = node, episode, at, &at
+	for _, c := range change {
+		c(h)
+	}
+	s.must(s.Create(s.t.Context(), h))
+}
+
+func (s *site) records() []string {
+	s.t.Helper()
+	var list v1alpha1.HostIncidentList
+	s.must(s.List(s.t.Context(), &list))
+	var names []string
+	for _, h := range list.Items {
+		names = append(names, h.Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func TestIncidentsThatAreOverAreKeptForAWhile(t *testing.T) {
+	const day = 24 * time.Hour
+	at := func(step v1alpha1.IncidentStep) func(*v1alpha1.HostIncident) {
+		return func(h *v1alpha1.HostIncident) { h.Status.Step = step }
+	}
+	tests := []struct {
+		name string
+		set  func(*site)
+		left []string
+	}{
+		{"the newest of each node stay", func(s *site) {
+			for i := range int32(4) {
+				s.record("a", i+1, time.Duration(10-i)*day)
+			}
+			s.record("b", 1, 20*day)
+		}, []string{"a-x-3", "a-x-4", "b-x-1"}},
+		{"what is too old goes, however few there are", func(s *site) { s.record("a", 1, 31*day); s.record("b", 1, 29*day) }, []string{"b-x-1"}},
+		{"Retired is over as well", func(s *site) { s.record("a", 1, 31*day, at(v1alpha1.StepRetired)) }, nil},
+		{"one that is open stays, whatever its age and number", func(s *site) {
+			s.record("a", 1, 40*day, at(v1alpha1.StepResolved))
+			s.record("a", 2, 39*day, at(v1alpha1.StepHolding))
+			s.record("a", 3, 38*day, at(""))
+			s.record("a", 4, 2*day)
+		}, []string{"a-x-1", "a-x-2", "a-x-3", "a-x-4"}},
+		{"one whose Off the budget counts stays", func(s *site) {
+			s.record("a", 1, 3*time.Hour, func(h *v1alpha1.HostIncident) {
+				h.Status.Attempts = []v1alpha1.Attempt{{ID: "off-1", State: v1alpha1.AttemptSettled, IntendedAt: metav1.Time{Time: s.time.Now().Add(-30 * time.Minute)}}}
+			})
+			s.record("a", 2, 2*time.Hour)
+			s.record("a", 3, 2*time.Hour)
+		}, []string{"a-x-1", "a-x-2", "a-x-3"}},
+		{"one that the budget would miss stays", func(s *site) {
+			for i := range int32(5) {
+				s.record("a", i+1, time.Duration(115-28*i)*time.Minute) // the last three began within the window
+			}
+		}, []string{"a-x-2", "a-x-3", "a-x-4", "a-x-5"}},
+		{"one of a newer Holdfast stays", func(s *site) {
+			s.record("a", 1, 31*day, func(h *v1alpha1.HostIncident) { h.Status.JournalVersion = v1alpha1.JournalVersion + 1 })
+		}, []string{"a-x-1"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			s := newSite(t, &v1alpha1.GuardConfig{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.GuardConfigName}, Spec: v1alpha1.GuardConfigSpec{
+				FenceBudget:       v1alpha1.FenceBudget{Count: 2, WindowSeconds: 3600},
+				IncidentRetention: v1alpha1.IncidentRetention{PerNode: 2, MaxAgeSeconds: 30 * 86400}}})
+			test.set(s)
+			s.look()
+			if got := s.records(); !slices.Equal(got, test.left) {
+				t.Errorf("left are %v, want %v", got, test.left)
+			}
+		})
+	}
+}
+
+func TestARecordThatChangedSinceItWasJudgedIsNotDeleted(t *testing.T) {
+	s := newSite(t, &v1alpha1.GuardConfig{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.GuardConfigName}, Spec: v1alpha1.GuardConfigSpec{
+		FenceBudget: v1alpha1.FenceBudget{Count: 2, WindowSeconds: 3600}, IncidentRetention: v1alpha1.IncidentRetention{PerNode: 1, MaxAgeSeconds: 3600}}})
+	s.record("a", 1, 48*time.Hour)
+	// The cache lags: what it shows as over was written since.
+	s.leader.Client = interceptor.NewClient(s, interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+		if err := c.List(ctx, list, opts...); err != nil {
+			return err
+		}
+		if l, ok := list.(*v1alpha1.HostIncidentList); ok && len(l.Items) > 0 {
+			h := l.Items[0].DeepCopy()
+			h.Annotations = map[string]string{"written": "since"}
+			return c.Update(ctx, h)
+		}
+		return nil
+	}})
+	s.look()
+	if got := s.records(); len(got) != 1 {
+		t.Error("what was deleted is not what was judged")
 	}
 }
 

@@ -297,8 +297,21 @@ func (r *Reconciler) held(s *sighting, set setter) {
 			budget = c.Reason == v1alpha1.ReasonBudgetSpent
 		}
 	}
-	set(v1alpha1.ConditionApprovalRequired, is(approval), map[bool]string{true: v1alpha1.ReasonAwaitingApproval, false: v1alpha1.ReasonNoneNeeded}[approval], "")
+	set(v1alpha1.ConditionApprovalRequired, is(approval), map[bool]string{true: v1alpha1.ReasonAwaitingApproval, false: v1alpha1.ReasonNoneNeeded}[approval], askedFor(h, approval, "onHostLoss.approval"))
 	set(v1alpha1.ConditionBudgetExhausted, is(budget), map[bool]string{true: v1alpha1.ReasonBudgetSpent, false: v1alpha1.ReasonWithinBudget}[budget], "")
+}
+
+// askedFor names the apps on the host that asked for a setting: it may be another app that this one waits for.
+func askedFor(h *v1alpha1.HostIncident, yes bool, setting string) string {
+	if !yes {
+		return ""
+	}
+	for _, d := range h.Status.Settings {
+		if d.Setting == setting {
+			return fmt.Sprintf("%s is %s for %s: %s asked for it", setting, d.Value, h.Spec.NodeName, strings.Join(d.By, ", "))
+		}
+	}
+	return ""
 }
 
 func because(h *v1alpha1.HostIncident) string {

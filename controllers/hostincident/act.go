@@ -78,11 +78,32 @@ func (r *Reconciler) act(ctx context.Context, w *world, found verdict.Found, tod
 	return r.deletePod(ctx, w, fresh, step.Target)
 }
 
+// stand is all that is done under a journal of a newer version than this code knows: pods are held, traffic follows the evidence, and people are told.
+func (r *Reconciler) stand(ctx context.Context, w *world, found verdict.Found, todo plan.Plan) error {
+	if name := w.incident.Name; !r.phases.stands(name) {
+		logf.FromContext(ctx).Info("The journal is of a newer version; nothing is done that cannot be undone, and nothing is written into it",
+			"incident", name, "version", w.incident.Status.JournalVersion, "known", v1alpha1.JournalVersion)
+		r.event(w, "Warning", "JournalTooNew", "incident %s was written by a newer Holdfast (journal version %d, known is %d): it is held until that leads again",
+			name, w.incident.Status.JournalVersion, v1alpha1.JournalVersion)
+	}
+	var failed []error
+	for _, s := range todo.Steps {
+		switch s.Kind {
+		case plan.ArmHold, plan.KeepServing, plan.StopServing:
+			failed = append(failed, r.reversible(ctx, w, found, s))
+		}
+	}
+	return errors.Join(failed...)
+}
+
 // lookAgain gathers with fresh eyes and makes the plan again; a plan that does not end in the same step aborts (invariants I6, I9).
 func (r *Reconciler) lookAgain(ctx context.Context, w *world, step plan.Step, but string) (*world, error) {
 	fresh := r.gatherBut(ctx, w.seen.Host.Node, live, but)
 	if fresh.incident == nil || fresh.incident.Name != w.incident.Name {
 		return nil, fmt.Errorf("%w: the incident ended", errSofter)
+	}
+	if fresh.incident.Status.JournalVersion > v1alpha1.JournalVersion {
+		return nil, fmt.Errorf("%w: a newer Holdfast has taken the incident over", errSofter)
 	}
 	again := plan.Make(verdict.Decide(fresh.seen, fresh.policy), fresh.seen, fresh.budget)
 	for _, s := range again.Steps {
@@ -448,7 +469,7 @@ func proofPart(part verdict.Part, d guard.Device) v1alpha1.ProofPart {
 func (r *Reconciler) isolate(ctx context.Context, w *world, found verdict.Found, todo plan.Plan, step plan.Step) error {
 	r.fencing.Lock()
 	defer r.fencing.Unlock()
-	a := v1alpha1.Attempt{ID: fmt.Sprintf("off-%d", len(w.incident.Status.Attempts)+1), Method: step.Target, Level: int32(step.Level), //nolint:gosec // small
+	a := v1alpha1.Attempt{ID: nextID(w.incident.Status.Attempts), Method: step.Target, Level: int32(step.Level), //nolint:gosec // small
 		State: v1alpha1.AttemptIntended, IntendedAt: metav1.Time{Time: r.Clock.Now()}, By: r.Self, PowerBefore: powerOf(w, step.Target)}
 	w.incident.Status.Attempts = append(w.incident.Status.Attempts, a)
 	r.advance(w, v1alpha1.StepFencing)

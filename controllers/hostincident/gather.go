@@ -52,6 +52,8 @@ type world struct {
 	apps     []guard.App
 	claims   *guard.Claims
 	profile  *v1alpha1.FencingProfile
+	settings []v1alpha1.DecidedSetting
+	counting time.Time // the budget counts from here on; from the beginning where nobody knows
 	devices  []guard.Device
 	ignore   string // an attempt in hand, which the look before the call leaves out
 }
@@ -394,6 +396,10 @@ func (r *Reconciler) gatherPolicy(ctx context.Context, w *world, from client.Rea
 		}
 	}
 	w.policy = guard.PolicyFor(w.apps, w.profile, config.Spec)
+	w.settings = guard.Decided(w.apps, w.profile, config.Spec)
+	if window := config.Spec.FenceBudget.WindowSeconds; window > 0 {
+		w.counting = r.Clock.Now().Add(-time.Duration(window) * time.Second)
+	}
 	w.budget = r.gatherBudget(ctx, w, from, config.Spec.FenceBudget)
 	if w.incident != nil {
 		w.seen.Journal = r.gatherJournal(w)
@@ -411,9 +417,12 @@ func (r *Reconciler) gatherBudget(ctx context.Context, w *world, from client.Rea
 	if _, err := r.read(ctx, func(c context.Context) error { return from.List(c, &list) }); err != nil {
 		return plan.Budget{} // nothing left: what cannot be counted is not spent
 	}
-	begin := r.Clock.Now().Add(-time.Duration(b.WindowSeconds) * time.Second)
+	begin := w.counting
 	out.Used = vanished(list.Items, begin)
 	for _, h := range list.Items {
+		if h.Status.JournalVersion > v1alpha1.JournalVersion && (h.Status.LastObserved == nil || h.Status.LastObserved.After(begin)) {
+			return plan.Budget{Used: out.Max, Max: out.Max} // whoever wrote it may count otherwise
+		}
 		for _, a := range h.Status.Attempts {
 			if w.incident != nil && h.Name == w.incident.Name && a.ID == w.ignore {
 				continue

@@ -15,6 +15,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/controllers/guard"
 	"github.com/holdfast-dev/holdfast/controllers/sight"
 	"github.com/holdfast-dev/holdfast/engine/evidence"
@@ -71,6 +72,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	w = r.gather(ctx, req.Name, live)
 	found := verdict.Decide(w.seen, w.policy)
 	todo := plan.Make(found, w.seen, w.budget)
+	if w.incident != nil && w.incident.Status.JournalVersion > v1alpha1.JournalVersion {
+		return r.again(w, todo), r.stand(ctx, w, found, todo)
+	}
 	err := r.act(ctx, w, found, todo)
 	return r.record(ctx, w, found, todo, err)
 }
@@ -78,7 +82,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 // concerns reports whether there is anything to do about the host: trouble on a host that carries writers, an incident that is open, or what is left of
 // one that is not there any more.
 func (w *world) concerns(found verdict.Found) bool {
-	if w.incident != nil || w.seen.Orphaned() {
+	if w.incident != nil || w.seen.Orphaned() || toldOf(w.node) {
 		return true
 	}
 	return len(w.seen.Writers) > 0 && found.Class != verdict.Healthy

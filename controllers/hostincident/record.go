@@ -6,17 +6,21 @@ package hostincident
 import (
 	"context"
 	"errors"
+	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	logf "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
@@ -34,8 +38,9 @@ const statusEvery = 30 * time.Second
 func (r *Reconciler) record(ctx context.Context, w *world, found verdict.Found, todo plan.Plan, acted error) (ctrl.Result, error) {
 	swept := r.sweep(ctx, w)
 	err := r.journal(ctx, w, found, todo)
+	told := r.tellNode(ctx, w, found)
 	result := r.again(w, todo)
-	switch all := errors.Join(acted, swept, err); {
+	switch all := errors.Join(acted, swept, err, told); {
 	case all == nil:
 	case errors.Is(all, errSofter), apierrors.IsConflict(all), apierrors.IsAlreadyExists(all):
 		logf.FromContext(ctx).Info("Looking again", "because", all.Error())
@@ -61,7 +66,11 @@ func (r *Reconciler) journal(ctx context.Context, w *world, found verdict.Found,
 	r.notePods(w)
 	report.Incident(&h.Status, w.seen, found, todo, r.Clock.Wall)
 	r.tellTurns(w, before.Conditions)
-	h.Status.ObservedBy = r.Self
+	h.Status.ObservedBy, h.Status.JournalVersion = r.Self, v1alpha1.JournalVersion
+	h.Status.Attempts = compact(h.Status.Attempts, h.Status.Proof, w.counting)
+	if w.settings != nil {
+		h.Status.Settings = w.settings
+	}
 	written, known := r.phases.wrote(h.Name)
 	if known && alike(written, &h.Status) && r.Clock.Since(h.Status.LastObserved.Time) < statusEvery {
 		h.Status = *before
@@ -100,6 +109,112 @@ func (r *Reconciler) notePods(w *world) {
 	}
 }
 
+const (
+	// attemptsAtMost is how long the list of attempts may get before those are left out that nothing rests on any more.
+	attemptsAtMost = 24
+	// inRow and inVain are how many of the latest attempts by a method the plan looks at: failures in a row, and commands without effect.
+	inRow, inVain = 2, 3
+)
+
+// compact leaves out the oldest attempts that neither the budget (which counts from the time given), nor proof, nor the plan rests on.
+func compact(attempts []v1alpha1.Attempt, proof *v1alpha1.Proof, counting time.Time) []v1alpha1.Attempt {
+	excess := len(attempts) - attemptsAtMost
+	var out []v1alpha1.Attempt
+	for i, a := range attempts {
+		if excess > 0 && (proof == nil || proof.AttemptID != a.ID) && idle(a, attempts[i+1:], counting) {
+			excess--
+			continue
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+// idle reports whether nothing rests on an attempt, given those after it.
+func idle(a v1alpha1.Attempt, later []v1alpha1.Attempt, counting time.Time) bool {
+	same, spent := 0, 0
+	for _, l := range later {
+		if l.Method == a.Method {
+			same++
+			if l.State == v1alpha1.AttemptSuperseded {
+				spent++
+			}
+		}
+	}
+	switch a.State {
+	case v1alpha1.AttemptFailed:
+		return same >= inRow
+	case v1alpha1.AttemptSuperseded:
+		counts := a.PowerBefore != evidence.PowerOff.String() && a.IntendedAt.After(counting)
+		return same >= inRow && spent >= inVain && !counts
+	default:
+		return false
+	}
+}
+
+// nextID is one that no attempt of the incident ever had.
+func nextID(attempts []v1alpha1.Attempt) string {
+	last := 0
+	for _, a := range attempts {
+		if n, err := strconv.Atoi(strings.TrimPrefix(a.ID, "off-")); err == nil {
+			last = max(last, n)
+		}
+	}
+	return fmt.Sprintf("off-%d", last+1)
+}
+
+// tellNode says on the Node what is held of its host. Kubelets and the node lifecycle controller leave conditions of others alone, and we look at no
+// condition of the Node but Ready: nobody answers this patch with another.
+func (r *Reconciler) tellNode(ctx context.Context, w *world, found verdict.Found) error {
+	if w.node == nil || (w.incident == nil && !toldOf(w.node)) {
+		return nil
+	}
+	now := metav1.Time{Time: r.Clock.Now()}
+	c := corev1.NodeCondition{Type: v1alpha1.NodeConditionVerdict, Status: corev1.ConditionFalse, Reason: "NoIncident", Message: "no incident is open",
+		LastHeartbeatTime: now, LastTransitionTime: now}
+	if w.incident != nil && !w.incident.Status.Step.Over() {
+		c.Status, c.Reason, c.Message = corev1.ConditionTrue, found.Class.String(), fmt.Sprintf("see kubectl describe hi %s", w.incident.Name)
+	}
+	base := w.node.DeepCopy()
+	if !setNodeCondition(w.node, c) {
+		return nil
+	}
+	return client.IgnoreNotFound(r.Client.Status().Patch(ctx, w.node, client.StrategicMergeFrom(base)))
+}
+
+// setNodeCondition reports whether that changed anything.
+func setNodeCondition(n *corev1.Node, c corev1.NodeCondition) bool {
+	for i := range n.Status.Conditions {
+		old := &n.Status.Conditions[i]
+		if old.Type != c.Type {
+			continue
+		}
+		if old.Status == c.Status && old.Reason == c.Reason && old.Message == c.Message {
+			return false
+		}
+		if old.Status == c.Status {
+			c.LastTransitionTime = old.LastTransitionTime
+		}
+		*old = c
+		return true
+	}
+	n.Status.Conditions = append(n.Status.Conditions, c)
+	return true
+}
+
+// toldOf reports whether the Node says that an incident is open.
+func toldOf(n *corev1.Node) bool {
+	if n == nil {
+		return false
+	}
+	for _, c := range n.Status.Conditions {
+		if c.Type == v1alpha1.NodeConditionVerdict {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
 // alike compares what matters: ages and dates of evidence move all the time.
 func alike(a, b *v1alpha1.HostIncidentStatus) bool {
 	strip := func(s *v1alpha1.HostIncidentStatus) *v1alpha1.HostIncidentStatus {
@@ -122,6 +237,19 @@ type phaseTimes struct {
 	mu     sync.Mutex
 	begun  map[string]evidence.Instant
 	status map[string]*v1alpha1.HostIncidentStatus
+	stood  map[string]bool
+}
+
+// stands reports whether that was called for the incident before.
+func (p *phaseTimes) stands(name string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := p.stood[name]
+	if p.stood == nil {
+		p.stood = map[string]bool{}
+	}
+	p.stood[name] = true
+	return before
 }
 
 func (p *phaseTimes) wrote(name string) (*v1alpha1.HostIncidentStatus, bool) {

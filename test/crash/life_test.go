@@ -228,7 +228,8 @@ func (l *life) hooks() interceptor.Funcs {
 		},
 		Patch: func(ctx context.Context, c client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
 			if shared, ok := o.(*metav1.PartialObjectMetadata); ok {
-				return l.write("patch", o, func() error { l.bolts(shared); return nil })
+				l.bolts(shared)
+				return nil
 			}
 			return l.write("patch", o, func() error { return c.Patch(ctx, o, p, opts...) })
 		},
