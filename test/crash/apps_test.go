@@ -99,3 +99,39 @@ func TestADeletedAppsBrakeHoldsUntilTheEnd(t *testing.T) {
 	w.must(w.admin.Delete(t.Context(), g))
 	l.while(8*time.Second, "held and not switched off", func() bool { l.lookAtApp(); return w.count("Off") == 0 && isHeld(w.lost()) })
 }
+
+// TestWhatWasSpentIsCountedByEveryLeader: the budget is read from the API, and what another process spent, in an incident that is over, is spent.
+func TestWhatWasSpentIsCountedByEveryLeader(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.budget = 1
+	l := w.boot()
+	l.settle()
+	w.hangs()
+	l.until("every volume is detached", step(w, v1alpha1.StepRecovering))
+	w.succeed(w.tenants[0], nextIP)
+	l.lookAtApp()
+	l.until("the successor serves", step(w, v1alpha1.StepResolved))
+	w.returns()
+	l.until("the incident is closed", step(w, v1alpha1.StepClosed))
+	second := w.moreApps("second")
+	w.set(func() { w.serves = true })
+	l = again(l)
+	for range 4 {
+		l.look()
+		w.pass(time.Second)
+	}
+	w.hangs()
+	open := func() *v1alpha1.HostIncident {
+		list := w.incidents()
+		i := slices.IndexFunc(list, func(h v1alpha1.HostIncident) bool { return !h.Status.Step.Over() })
+		if i < 0 {
+			return &v1alpha1.HostIncident{}
+		}
+		return &list[i]
+	}
+	l.until("the budget is spent", func() bool {
+		return is(open().Status.Conditions, v1alpha1.ConditionBlocked, v1alpha1.ReasonBudgetSpent)
+	})
+	l.while(5*time.Second, "held and not switched off again", func() bool { return isHeld(w.theirs(second)) && w.offs == 1 })
+}
