@@ -46,9 +46,21 @@ var volumeBinding = rule{
 		"write. Delete the claim first. ' + variables.way",
 }
 
+// driverDelete refuses to take away what says that a driver's volumes are attached: attach/detach detaches, under
+// running pods, what it is then told needs no attaching.
+var driverDelete = rule{
+	name:  "DriverDelete",
+	on:    on(remove),
+	allow: "variables.holdfast || variables.overridden",
+	message: "'deleting ' + variables.subject + ' is refused: guarded volumes are of this driver, and without it, or with another one of its name, Kubernetes may " +
+		"detach them while their writers may still be writing. Update it instead. ' + variables.way",
+}
+
 var (
 	volumeKeys        = keysRule("VolumeKeys")
 	volumeOverrideKey = clusterOverrideKey
+	driverKeys        = keysRule("DriverKeys")
+	driverOverrideKey = clusterOverrideKey
 )
 
 // kept holds if the finalizer stays where it was.
@@ -101,6 +113,21 @@ func volumes(id Identity, stamp string) policy {
 			volumeBinding,
 			volumeKeys,
 			volumeOverrideKey,
+		},
+		audited: true,
+	}
+}
+
+// drivers are the rules for CSIDrivers of guarded volumes.
+func drivers(id Identity, stamp string) policy {
+	return policy{
+		name:      "holdfast-drivers",
+		match:     match{"storage.k8s.io", "v1", []string{"csidrivers", "csidrivers/*"}, on(create, update, remove), v1alpha1.LabelGuardedVolume},
+		variables: clusterVariables(id, stamp, "csidriver"),
+		rules: []rule{
+			driverDelete,
+			driverKeys,
+			driverOverrideKey,
 		},
 		audited: true,
 	}

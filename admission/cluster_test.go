@@ -33,6 +33,7 @@ const (
 	configPolicy     = "holdfast-configs/"
 	kindPolicy       = "holdfast-kinds/"
 	claimPolicy      = "holdfast-claims/"
+	driverPolicy     = "holdfast-drivers/"
 	volumePolicy     = "holdfast-volumes/"
 )
 
@@ -397,6 +398,25 @@ var ofVolumes = map[string]clusterAttempt{
 	"the label of a guarded volume cannot be stripped":   {persistentVolume(volume, nil), alice, change(withoutVolume), volumePolicy + "VolumeKeys", []string{"- label guard.holdfast.dev/volume=true"}},
 	"a volume's override cannot be set without the verb": {persistentVolume(volume, nil), alice, change(withOverride), volumePolicy + "OverrideKey", nil},
 }
+
+// ofDrivers are the attempts on CSIDrivers.
+var ofDrivers = map[string]clusterAttempt{
+	"the driver of guarded volumes cannot be deleted":    {csiDriver(volume, nil), alice, remove, driverPolicy + "DriverDelete", []string{"csidriver x-", "guarded volumes are of this driver"}},
+	"nor by attach/detach":                               {csiDriver(volume, nil), attachDetach, remove, driverPolicy + "DriverDelete", nil},
+	"a driver can be deleted with verb and annotation":   {csiDriver(volume, override), breaker, remove, "", nil},
+	"another driver may be deleted":                      {csiDriver(nil, nil), alice, remove, "", nil},
+	"the driver may be updated":                          {csiDriver(volume, nil), alice, change(`{"spec":{"storageCapacity":true}}`), "", nil},
+	"the driver's label cannot be stripped":              {csiDriver(volume, nil), alice, change(withoutVolume), driverPolicy + "DriverKeys", nil},
+	"a driver's override cannot be set without the verb": {csiDriver(volume, nil), alice, change(withOverride), driverPolicy + "OverrideKey", nil},
+}
+
+func csiDriver(labels, annotations map[string]string) func(string) client.Object {
+	return func(name string) client.Object {
+		return &storagev1.CSIDriver{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels, Annotations: annotations}}
+	}
+}
+
+func TestDrivers(t *testing.T) { runCluster(t, ofDrivers) }
 
 // ofKinds are the attempts on CustomResourceDefinitions that say that something is held.
 var ofKinds = map[string]clusterAttempt{

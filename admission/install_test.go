@@ -88,7 +88,7 @@ func TestEveryRuleRefusesSomething(t *testing.T) {
 			expected = append(expected, a.refusedBy)
 		}
 	}
-	for _, table := range []map[string]clusterAttempt{ofNodes, ofAttachments, ofNamespaces, ofIncidents, ofApps, ofClaims, ofVolumes, ofKinds} {
+	for _, table := range []map[string]clusterAttempt{ofNodes, ofAttachments, ofNamespaces, ofIncidents, ofApps, ofClaims, ofVolumes, ofDrivers, ofKinds} {
 		for _, a := range table {
 			expected = append(expected, a.refusedBy)
 		}

@@ -73,6 +73,7 @@ func policies(id Identity, stamp string) []policy {
 		namespaces(id, stamp),
 		claims(id, stamp),
 		volumes(id, stamp),
+		drivers(id, stamp),
 		incidents(id, stamp),
 		apps(id, stamp),
 		profiles(id, stamp),
