@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -40,14 +41,14 @@ func (r *Reconciler) act(ctx context.Context, s *sighting) error {
 	if s.refused != nil {
 		// An app that was accepted once stays under guard: what it guarded stays marked, and new pods on its claims are.
 		r.probe(s)
-		return errors.Join(r.markPods(ctx, s), r.markNodes(ctx), r.markAttachments(ctx, s))
+		return errors.Join(r.markPods(ctx, s), r.markNodes(ctx), r.markAttachments(ctx, s), r.markVolumes(ctx, s, true))
 	}
 	if controllerutil.AddFinalizer(&s.app, v1alpha1.FinalizerApp) {
 		if err := r.Client.Update(ctx, &s.app); err != nil {
 			return err
 		}
 	}
-	err := errors.Join(r.nameClaims(ctx, s, true), r.markPods(ctx, s), r.markNodes(ctx), r.markAttachments(ctx, s))
+	err := errors.Join(r.nameClaims(ctx, s, true), r.markPods(ctx, s), r.markNodes(ctx), r.markAttachments(ctx, s), r.markVolumes(ctx, s, true))
 	r.probe(s)
 	return err
 }
@@ -73,6 +74,9 @@ func (r *Reconciler) letGo(ctx context.Context, s *sighting) error {
 		if err := r.Client.Patch(ctx, p, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
 			return err
 		}
+	}
+	if err := r.markVolumes(ctx, s, false); err != nil {
+		return err
 	}
 	r.Board.Set(key(&s.app), nil)
 	base := s.app.DeepCopy()
@@ -302,6 +306,61 @@ func (r *Reconciler) markAttachments(ctx context.Context, s *sighting) error {
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// markVolumes marks every PersistentVolume that stands for one of the app's volumes, or takes the mark off as the app goes, and marks the drivers of all
+// marked ones. Another app on the same volume marks it again.
+func (r *Reconciler) markVolumes(ctx context.Context, s *sighting, guarded bool) error {
+	ours := map[string]bool{}
+	for claim := range s.guarded.Claims {
+		for _, pv := range s.claims.PersistentVolumes(s.app.Namespace + "/" + claim) {
+			ours[pv] = true
+		}
+	}
+	var volumes corev1.PersistentVolumeList
+	if err := r.Client.List(ctx, &volumes); err != nil {
+		return err
+	}
+	var failed []error
+	used := map[string]bool{}
+	for i := range volumes.Items {
+		pv := &volumes.Items[i]
+		if ours[pv.Name] {
+			failed = append(failed, r.markStorage(ctx, pv, guarded))
+		}
+		if pv.Spec.CSI != nil && pv.Labels[v1alpha1.LabelGuardedVolume] != "" {
+			used[pv.Spec.CSI.Driver] = true
+		}
+	}
+	var drivers storagev1.CSIDriverList
+	if err := r.Client.List(ctx, &drivers); err != nil {
+		return err
+	}
+	for i := range drivers.Items {
+		failed = append(failed, r.markStorage(ctx, &drivers.Items[i], used[drivers.Items[i].Name]))
+	}
+	return errors.Join(failed...)
+}
+
+// markStorage marks a PersistentVolume or a CSIDriver, or takes the mark off.
+func (r *Reconciler) markStorage(ctx context.Context, o client.Object, guarded bool) error {
+	if (o.GetLabels()[v1alpha1.LabelGuardedVolume] != "") == guarded {
+		return nil
+	}
+	base := o.DeepCopyObject().(client.Object)
+	labels := maps.Clone(o.GetLabels())
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels[v1alpha1.LabelGuardedVolume] = "guarded"
+	if !guarded {
+		delete(labels, v1alpha1.LabelGuardedVolume)
+	}
+	o.SetLabels(labels)
+	if err := r.Client.Patch(ctx, o, client.MergeFrom(base)); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("mark %s of guarded volumes: %w", o.GetName(), err)
+	}
+	return nil
 }
 
 // probe tells the board whom to ask.
