@@ -65,7 +65,10 @@ func (r target) patches(patch string, except map[string]string) []attempt {
 			if err != nil {
 				return err
 			}
-			o, err := r.of(all, s).Get(ctx, r.named(s), metav1.GetOptions{})
+			o, err := r.of(all, s).Get(ctx, r.named(s), metav1.GetOptions{}, r.subresources()...)
+			if err != nil { // some subresources can only be written
+				o, err = r.of(all, s).Get(ctx, r.named(s), metav1.GetOptions{})
+			}
 			if err != nil {
 				return fmt.Errorf("reading what is to be updated: %w", err)
 			}
