@@ -140,6 +140,9 @@ func TestNobodyGetsAroundTheHold(t *testing.T) {
 						continue // the same object, and the policies match equivalent versions
 					}
 					try(t, e, r, target{gvr, sub(name), r.Namespaced, e.object, e.home}, told)
+					if e.and != nil {
+						try(t, *e.and, r, target{gvr, sub(name), r.Namespaced, e.and.object, e.home}, told)
+					}
 				}
 			})
 		}
@@ -190,9 +193,13 @@ func try(t *testing.T, e entry, r metav1.APIResource, on target, told *tally) {
 					t.Errorf("%s: was not refused but failed: %v", what, err)
 					break
 				}
+				if id.name == admin {
+					t.Logf("%s: %s", what, why)
+				}
 				told.refused(why)
 				continue
 			}
+			t.Logf("%s: harmless", what)
 			told.refused("harmless")
 			if harm := s.harm(ctx); len(harm) > 0 {
 				t.Errorf("%s: was let through, and\n  %s", what, strings.Join(harm, "\n  "))

@@ -34,6 +34,8 @@ type entry struct {
 	deletes bool
 	creates []creation
 	except  map[string]string
+	// and is tried as well: another object of the same resource.
+	and *entry
 	// rest is the reason for verbs that are not tried.
 	rest map[string]string
 }
@@ -95,8 +97,9 @@ var table = map[string]entry{
 		patches: append([]string{`{"spec":{"activeDeadlineSeconds":1}}`, `{"spec":{"containers":[{"name":"db","image":"other"}]}}`, `{"spec":{"nodeName":"elsewhere"}}`,
 			`{"status":{"phase":"Failed"}}`, `{"metadata":{"deletionTimestamp":"2020-01-01T00:00:00Z","deletionGracePeriodSeconds":0}}`}, onMetadata...),
 		creates: newWriters,
+		and:     &newcomerEntry,
 	},
-	"pods/status": {object: writerOf, except: onlyIt,
+	"pods/status": {object: writerOf, except: onlyIt, and: &newcomerEntry,
 		owned: []string{`{"status":{"phase":"Failed"}}`, `{"status":{"phase":"Succeeded"}}`, `{"status":{"containerStatuses":null}}`,
 			`{"status":{"containerStatuses":[{"name":"db","image":"db","imageID":"","ready":false,"restartCount":0,"state":{"terminated":{"exitCode":1}}}]}}`,
 			`{"status":{"containerStatuses":[{"name":"db","image":"db","imageID":"","ready":false,"restartCount":0,"state":{"waiting":{}}}]}}`,
@@ -321,6 +324,13 @@ var (
 func (s *scene) binding(pod string) *corev1.Binding {
 	return &corev1.Binding{ObjectMeta: s.in(pod), Target: corev1.ObjectReference{Kind: "Node", Name: "elsewhere"}}
 }
+
+// newcomerEntry is about the newcomer at the gate: nobody lets it in.
+var newcomerEntry = entry{object: backupOf, patches: []string{
+	`{"spec":{"schedulingGates":null}}`, `{"spec":{"schedulingGates":[]}}`, `{"spec":{"schedulingGates":null,"nodeName":"elsewhere"}}`,
+	`{"spec":{"schedulingGates":[{"name":"example.com/mine"}]}}`, `{"spec":{"nodeName":"elsewhere"}}`, `{"status":{"nominatedNodeName":"elsewhere"}}`,
+	jsonNoLabels, jsonNoApp, jsonOverride,
+}}
 
 // newWriters are pods that would write beside the held one.
 var newWriters = []creation{
