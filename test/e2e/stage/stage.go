@@ -152,6 +152,9 @@ func (s *Stage) openLab(ctx context.Context) error {
 		return err
 	}
 	s.Lab = l
+	if err := s.ofThisCheckout(); err != nil {
+		return err
+	}
 	log.SetLogger(zapr.NewLogger(zap.NewNop())) // else controller-runtime's client complains that nobody listens
 	if s.config, err = l.RESTConfig(); err != nil {
 		return err
@@ -162,6 +165,15 @@ func (s *Stage) openLab(ctx context.Context) error {
 	}
 	s.Client, err = client.NewWithWatch(s.config, client.Options{Scheme: scheme})
 	return err
+}
+
+// ofThisCheckout refuses a lab that another checkout made: its hosts would get that one's programs.
+func (s *Stage) ofThisCheckout() error {
+	dir, err := os.Getwd()
+	if err != nil || dir == s.Lab.Root() || strings.HasPrefix(dir, s.Lab.Root()+"/") {
+		return err
+	}
+	return fmt.Errorf("lab %q was made by the checkout %s and plays what that one builds: take it down, or name another", s.Lab.Name(), s.Lab.Root())
 }
 
 func (s *Stage) stopBMCs(ctx context.Context) error {
