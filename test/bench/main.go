@@ -183,6 +183,8 @@ func (b *bench) scene(ctx context.Context) string {
 	if node, err := b.s.AwaitNode(ctx, b.s.Lab.Hosts()[0].Name(), "its version", anyNode); err == nil {
 		version = "Kubernetes " + node.Status.NodeInfo.KubeletVersion
 	}
-	return fmt.Sprintf("%d CPUs, %s; a lab of %d hosts with real kubelets and BMCs (ipmi_sim), %s with %s timings; Holdfast with %d replicas",
-		runtime.NumCPU(), kernel, len(b.s.Lab.Hosts()), version, b.s.Lab.Timings(), stage.Replicas)
+	load, _ := os.ReadFile("/proc/loadavg") // of a kernel that has none, none is told
+	average, _, _ := strings.Cut(string(load), " ")
+	return fmt.Sprintf("%d CPUs, %s, load average %s at the end; a lab of %d hosts with real kubelets and BMCs (ipmi_sim), %s with %s timings; Holdfast with %d replicas",
+		runtime.NumCPU(), kernel, average, len(b.s.Lab.Hosts()), version, b.s.Lab.Timings(), stage.Replicas)
 }
