@@ -90,7 +90,7 @@ func (n Newcomer) beside(o Neighbour, hosts Hosts) (host, waits string) {
 	case o.OnePod:
 		return "", "the claim is for one pod at a time (ReadWriteOncePod)"
 	}
-	host = hosts.of(o.Pod)
+	host = hosts.Of(o.Pod)
 	if host == "" {
 		return "", "it is on no host yet and may start on any"
 	}
@@ -116,8 +116,8 @@ func (n Newcomer) bound(host string, hosts Hosts) Answer {
 
 func (o Neighbour) name() string { return o.Pod.Namespace + "/" + o.Pod.Name }
 
-// of is the host that a pod is on, or is bound to before it is scheduled.
-func (h Hosts) of(p *corev1.Pod) string {
+// Of is the host that a pod is on, or is bound to before it is scheduled.
+func (h Hosts) Of(p *corev1.Pod) string {
 	if p.Spec.NodeName != "" {
 		return p.Spec.NodeName
 	}

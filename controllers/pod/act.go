@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -43,7 +44,35 @@ func (r *Reconciler) act(ctx context.Context, s *sighting) error {
 		}
 		failed = append(failed, r.lift(ctx, w))
 	}
+	return errors.Join(append(failed, r.free(ctx, s))...)
+}
+
+// free deletes those who were let in on a host that came into trouble before they were scheduled there. They have never run, others would wait for them as
+// long as for the host, and their owner makes new ones, which wait like everybody else.
+func (r *Reconciler) free(ctx context.Context, s *sighting) error {
+	var failed []error
+	for _, p := range s.pods {
+		host := s.hosts.Of(p)
+		if p.Spec.NodeName != "" || p.DeletionTimestamp != nil || s.hosts[host].Trouble == "" || !wasLetIn(p) || metav1.GetControllerOf(p) == nil || !s.waitedFor(p) {
+			continue
+		}
+		unscheduled := &metav1.Preconditions{UID: &p.UID, ResourceVersion: &p.ResourceVersion}
+		failed = append(failed, client.IgnoreNotFound(r.Client.Delete(ctx, p, &client.DeleteOptions{Preconditions: unscheduled})))
+	}
 	return errors.Join(failed...)
+}
+
+func (s *sighting) waitedFor(p *corev1.Pod) bool {
+	return slices.ContainsFunc(s.waiting, func(w *waiting) bool {
+		_, shares := s.shares(w, p)
+		return shares && w.pod.UID != p.UID
+	})
+}
+
+func wasLetIn(p *corev1.Pod) bool {
+	return !guard.Gated(p) && slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == v1alpha1.ConditionLetIn && c.Status == corev1.ConditionTrue
+	})
 }
 
 // admit writes the newcomer into the list, or takes it out, for those who are decided on after it and for other leaders.

@@ -248,6 +248,24 @@ func TestASecondReplicaJoinsTheFirstOnItsHost(t *testing.T) {
 	s.in("db-5c-y", "node-2")
 }
 
+func TestOneThatWasBoundToAHostInTroubleAndNeverRanHoldsNobodyUp(t *testing.T) {
+	s := deployed(t, on("node-1", onClaim("db-5c-x", "data", replicaSet)), gated(onClaim("db-5c-y", "data", replicaSet)))
+	r := s.keeper(interceptor.Funcs{})
+	s.look(r)
+	s.in("db-5c-y", "node-1")
+	s.create(&v1alpha1.HostIncident{ObjectMeta: metav1.ObjectMeta{Name: "node-1-ab-1"}, Spec: v1alpha1.HostIncidentSpec{NodeName: "node-1"}})
+	s.look(r)
+	s.in("db-5c-y", "node-1") // nobody waits for it
+	if err := s.api.Delete(t.Context(), s.pod("db-5c-x")); err != nil {
+		t.Fatal(err)
+	}
+	s.create(gated(onClaim("db-5c-z", "data", replicaSet)))
+	s.look(r)
+	s.waits("db-5c-z", "shop/db-5c-y on claim data: its host node-1 has the open incident")
+	s.look(r)
+	s.in("db-5c-z", "")
+}
+
 func TestAStrangerIsLetInOnlyWhenThePlaceHasBeenOffForAWhile(t *testing.T) {
 	s, _ := statefulSet(t)
 	s.create(gated(onClaim("backup", "data-db-0", nil)))
