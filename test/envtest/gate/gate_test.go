@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-logr/logr"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -44,10 +43,7 @@ import (
 
 var cluster *envtest.Cluster
 
-func TestMain(m *testing.M) {
-	ctrl.SetLogger(logr.Discard())
-	os.Exit(envtest.Main(m, &cluster))
-}
+func TestMain(m *testing.M) { os.Exit(envtest.Main(m, &cluster)) }
 
 // patience bounds every wait for something that Holdfast does.
 const patience = time.Minute
