@@ -65,7 +65,8 @@ func set(ctx context.Context, t *testing.T) *scene {
 		}
 	}
 	must(t, us.Status().Patch(ctx, pod, merge(`{"status":{"phase":"Running","hostIP":"192.0.2.1","hostIPs":[{"ip":"192.0.2.1"}],"podIP":"`+address+`","podIPs":[{"ip":"`+address+`"}],
-		"containerStatuses":[{"name":"db","image":"db","imageID":"","ready":true,"restartCount":0,"state":{"running":{}}}]}}`)))
+		"containerStatuses":[{"name":"db","image":"db","imageID":"","ready":true,"restartCount":0,"state":{"running":{}},
+		"resources":{"requests":{"cpu":"100m"}}}]}}`))) // the kubelet can resize
 	must(t, us.Status().Patch(ctx, va, merge(`{"status":{"attached":true}}`)))
 	must(t, us.Status().Patch(ctx, &v1alpha1.HostIncident{ObjectMeta: metav1.ObjectMeta{Name: s.incident}}, merge(`{"status":{"step":"Holding"}}`)))
 	must(t, us.Status().Patch(ctx, pv, merge(`{"status":{"phase":"Bound"}}`)))
@@ -93,6 +94,7 @@ func (s *scene) hostObject() *corev1.Node {
 			NodeInfo:        corev1.NodeSystemInfo{BootID: "boot-1", SystemUUID: "system-1", MachineID: "machine-1"},
 			VolumesInUse:    []corev1.UniqueVolumeName{"kubernetes.io/csi/v"},
 			VolumesAttached: []corev1.AttachedVolume{{Name: "kubernetes.io/csi/v", DevicePath: ""}},
+			Allocatable:     corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("4"), corev1.ResourcePods: resource.MustParse("10")},
 			Conditions:      []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionUnknown}},
 		},
 	}
@@ -144,7 +146,9 @@ func (s *scene) attachmentObject() *storagev1.VolumeAttachment {
 // podOn is a pod that names the guarded claim.
 func (s *scene) podOn(name string) *corev1.Pod {
 	return &corev1.Pod{ObjectMeta: s.in(name), Spec: corev1.PodSpec{
-		Containers: []corev1.Container{{Name: "db", Image: "db"}},
+		Containers: []corev1.Container{{Name: "db", Image: "db", Resources: corev1.ResourceRequirements{
+			Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("100m")},
+		}}},
 		Volumes: []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{
 			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: guarded},
 		}}},

@@ -108,7 +108,7 @@ var table = map[string]entry{
 			`{"status":{"conditions":[{"type":"DisruptionTarget","status":"True","reason":"DeletionByTaintManager"}]}}`}, onMetadata...),
 	},
 	"pods/ephemeralcontainers": {object: writerOf, patches: append([]string{`{"spec":{"ephemeralContainers":[{"name":"debug","image":"debug"}]}}`}, onMetadata...)},
-	"pods/resize":              {object: writerOf, patches: append([]string{`{"spec":{"containers":[{"name":"db","image":"db","resources":{"requests":{"cpu":"1"}}}]}}`}, onMetadata...)},
+	"pods/resize":              {object: writerOf, patches: append([]string{`{"spec":{"containers":[{"name":"db","image":"db","resources":{"requests":{"cpu":"200m"}}}]}}`}, onMetadata...)},
 	"pods/eviction": {object: writerOf, creates: []creation{
 		{"as usual", func(s *scene) client.Object { return &policyv1.Eviction{ObjectMeta: s.in(writer)} }},
 		{"at once", func(s *scene) client.Object {
