@@ -111,7 +111,7 @@ func (s *Stage) guardLedger(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.kubectl(ctx, profile, "apply", "--server-side", "-f", "-"); err != nil {
+	if _, err := s.kubectl(ctx, profile, "apply", "--server-side", "--force-conflicts", "-f", "-"); err != nil {
 		return err
 	}
 	if s.used {
