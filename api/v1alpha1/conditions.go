@@ -73,6 +73,8 @@ const (
 	ReasonLetIn   = "LetIn"
 
 	ReasonVerifiedOff      = "VerifiedOff"
+	ReasonVerifiedGone     = "VerifiedGone"
+	ReasonAttested         = "AttestedDead"
 	ReasonNotEstablished   = "NotEstablished"
 	ReasonPodsReleased     = "PodsReleased"
 	ReasonNotReleased      = "NotReleased"

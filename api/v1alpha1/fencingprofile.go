@@ -100,7 +100,7 @@ type FencingProfileSpec struct {
 	// +kubebuilder:default={confirmAfterSeconds: 5}
 	Floors Floors `json:"floors,omitempty,omitzero"`
 	// +kubebuilder:default=PowerOff
-	MinimumProof ProofStrength `json:"minimumProof,omitempty"`
+	MinimumProof MinimumProof `json:"minimumProof,omitempty"`
 	// CheckEverySeconds is how often each device is read while nothing is wrong.
 	// +kubebuilder:default=60
 	// +kubebuilder:validation:Minimum=5

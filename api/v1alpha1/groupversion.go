@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package v1alpha1 holds the nouns that users of Holdfast read and write: GuardedStatefulApp,
-// FencingProfile, HostIncident and GuardConfig, with their conditions, reasons and keys.
+// FencingProfile, HostIncident, HostAttestation and GuardConfig, with their conditions, reasons and keys.
 //
 // +kubebuilder:object:generate=true
 // +groupName=guard.holdfast.dev
@@ -23,6 +23,7 @@ func AddToScheme(s *runtime.Scheme) error {
 		&GuardedStatefulApp{}, &GuardedStatefulAppList{},
 		&FencingProfile{}, &FencingProfileList{},
 		&HostIncident{}, &HostIncidentList{},
+		&HostAttestation{}, &HostAttestationList{},
 		&GuardConfig{}, &GuardConfigList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)

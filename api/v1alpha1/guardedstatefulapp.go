@@ -157,12 +157,29 @@ type OnIsolation struct {
 	WhenNotServing WhenNotServing `json:"whenNotServing,omitempty"`
 }
 
-// ProofStrength orders what counts as proof that a host cannot write any more.
-// +kubebuilder:validation:Enum=PowerOff
+// ProofStrength orders what counts as proof that a host cannot write any more: Attested, PowerOff, Gone, from the weakest to the strongest.
+// +kubebuilder:validation:Enum=Attested;PowerOff;Gone
 type ProofStrength string
 
-// ProofPowerOff is an Off that was commanded and read back from the host's own power device.
-const ProofPowerOff ProofStrength = "PowerOff"
+const (
+	// ProofAttested is a human's word, with nothing that speaks against it.
+	ProofAttested ProofStrength = "Attested"
+	// ProofPowerOff is an Off that was commanded and read back from the host's own power device.
+	ProofPowerOff ProofStrength = "PowerOff"
+	// ProofGone is a machine that does not exist any more at its provider.
+	ProofGone ProofStrength = "Gone"
+)
+
+// MinimumProof is the weakest proof that lets a host's writers be released.
+// +kubebuilder:validation:Enum=PowerOff;Attested
+type MinimumProof string
+
+const (
+	// MinimumProofPowerOff wants a device's proof.
+	MinimumProofPowerOff MinimumProof = "PowerOff"
+	// MinimumProofAttested takes a human's word too, where no device can prove it.
+	MinimumProofAttested MinimumProof = "Attested"
+)
 
 // OnHostLoss is the answer to a host that shows no sign of life.
 type OnHostLoss struct {
@@ -178,7 +195,7 @@ type OnHostLoss struct {
 	// +kubebuilder:validation:Enum=Automatic;Manual
 	Approval string `json:"approval,omitempty"`
 	// +kubebuilder:default=PowerOff
-	MinimumProof ProofStrength `json:"minimumProof,omitempty"`
+	MinimumProof MinimumProof `json:"minimumProof,omitempty"`
 }
 
 // Objectives are what the user wants and Holdfast checks its settings against.

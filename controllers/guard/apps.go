@@ -204,7 +204,7 @@ func PolicyFor(apps []App, profile *v1alpha1.FencingProfile, config v1alpha1.Gua
 		StaleAfter:     time.Duration(config.LeaseStaleSeconds) * time.Second,
 		BlindPercent:   int(orDefault(config.Blindness.StaleHostsPercent, 50)),
 		BlindAPISilent: time.Duration(orDefault(config.Blindness.APISilentSeconds, 5)) * time.Second,
-		MinimumProof:   evidence.StrengthPowerOff,
+		MinimumProof:   minimumProof(apps, profile),
 		KeepTraffic:    true,
 	}
 	if profile != nil {
@@ -278,6 +278,19 @@ func Decided(apps []App, profile *v1alpha1.FencingProfile, config v1alpha1.Guard
 		out = append(out, d)
 	}
 	return out
+}
+
+// minimumProof is Attested only where every app on the host, and the profile if there is one, allows it.
+func minimumProof(apps []App, profile *v1alpha1.FencingProfile) evidence.Strength {
+	if len(apps) == 0 || (profile != nil && profile.Spec.MinimumProof != v1alpha1.MinimumProofAttested) {
+		return evidence.StrengthPowerOff
+	}
+	for _, a := range apps {
+		if a.Spec.OnHostLoss.MinimumProof != v1alpha1.MinimumProofAttested {
+			return evidence.StrengthPowerOff
+		}
+	}
+	return evidence.StrengthAttested
 }
 
 func orDefault(v, d int32) int32 {

@@ -42,6 +42,7 @@ func app(change func(*v1alpha1.GuardedStatefulAppSpec)) guard.App {
 	a.Spec.OnHostLoss = v1alpha1.OnHostLoss{Action: "FenceAndMigrate", ConfirmAfterSeconds: 10, Approval: "Automatic"}
 	a.Spec.OnKubeletFailure = v1alpha1.OnKubeletFailure{Traffic: "Keep", WhenNotServing: v1alpha1.NotServingFence}
 	a.Spec.OnIsolation.WhenNotServing = v1alpha1.NotServingFence
+	a.Spec.OnHostLoss.MinimumProof = v1alpha1.MinimumProofAttested
 	if change != nil {
 		change(&a.Spec)
 	}
@@ -66,6 +67,8 @@ func TestTheMostCarefulAppOnAHostWins(t *testing.T) {
 			func(p verdict.Policy) bool { return p.NotServing == verdict.Hold }},
 		{"so does onIsolation unset", func(s *v1alpha1.GuardedStatefulAppSpec) { s.OnIsolation.WhenNotServing = "" },
 			func(p verdict.Policy) bool { return p.Isolated == verdict.Hold }},
+		{"one that asks for a device's proof is enough", func(s *v1alpha1.GuardedStatefulAppSpec) { s.OnHostLoss.MinimumProof = "" },
+			func(p verdict.Policy) bool { return p.MinimumProof == evidence.StrengthPowerOff }},
 	}
 	before := guard.PolicyFor([]guard.App{bold, bold}, nil, v1alpha1.GuardConfigSpec{})
 	for _, test := range tests {
@@ -87,6 +90,13 @@ func TestAProfilesFloorAndTheDefaultsOfTheCluster(t *testing.T) {
 	p := guard.PolicyFor([]guard.App{app(nil)}, profile, v1alpha1.GuardConfigSpec{})
 	if p.ConfirmAfter != time.Minute || p.BlindPercent != 50 || p.BlindAPISilent != 5*time.Second || p.StaleAfter != 0 || p.MinimumProof != evidence.StrengthPowerOff {
 		t.Errorf("got %+v", p)
+	}
+	profile.Spec.MinimumProof = v1alpha1.MinimumProofAttested
+	if p := guard.PolicyFor([]guard.App{app(nil)}, profile, v1alpha1.GuardConfigSpec{}); p.MinimumProof != evidence.StrengthAttested {
+		t.Errorf("where app and profile take a human's word, %s is asked for", p.MinimumProof)
+	}
+	if p := guard.PolicyFor(nil, profile, v1alpha1.GuardConfigSpec{}); p.MinimumProof != evidence.StrengthPowerOff {
+		t.Errorf("where nobody is asked, %s is enough", p.MinimumProof)
 	}
 	profile.Spec.Floors.ConfirmAfterSeconds = 5
 	if p := guard.PolicyFor([]guard.App{app(nil)}, profile, v1alpha1.GuardConfigSpec{}); p.ConfirmAfter != 10*time.Second {

@@ -436,11 +436,13 @@ func (r *Reconciler) recordProof(w *world, found verdict.Found) {
 	proof := v1alpha1.Proof{Strength: v1alpha1.ProofStrength(found.Proof.Strength.String()), Method: found.Proof.Methods(), BootID: w.incident.Spec.BootID,
 		EstablishedAt: metav1.Time{Time: r.Clock.Now()}}
 	for _, part := range found.Proof.Parts {
-		i := slices.IndexFunc(w.devices, func(d guard.Device) bool { return d.Method == part.Method })
-		if i < 0 {
+		p, ok := proofPart(part, w.devices)
+		if !ok {
 			return // it was read in this round, so it is there
 		}
-		p := proofPart(part, w.devices[i])
+		if part.Method == evidence.Attesting {
+			p.Identity = fencing.Normalise(w.seen.Host.SystemUUID)
+		}
 		proof.Parts = append(proof.Parts, p)
 		for _, c := range p.Covers {
 			if !slices.Contains(proof.Covers, c) {
@@ -456,13 +458,23 @@ func (r *Reconciler) recordProof(w *world, found verdict.Found) {
 	r.event(w, "Warning", "ProofEstablished", "host %s is lost: %s", w.seen.Host.Node, found.Findings[0].Because)
 }
 
-func proofPart(part verdict.Part, d guard.Device) v1alpha1.ProofPart {
-	covers := d.Driver.Describe().Coverage.Drivers
-	if d.Driver.Describe().Coverage.Host {
-		covers = []string{"Host"}
+// proofPart is what one method contributes: a human's word, and a machine that is gone, cover the whole host.
+func proofPart(part verdict.Part, devices []guard.Device) (v1alpha1.ProofPart, bool) {
+	out := v1alpha1.ProofPart{Method: part.Method, Strength: v1alpha1.ProofStrength(part.Strength.String()), Covers: []string{"Host"}, AttemptID: part.Attempt}
+	if part.Method == evidence.Attesting {
+		return out, true
 	}
-	return v1alpha1.ProofPart{Method: d.Method, Strength: v1alpha1.ProofStrength(part.Strength.String()), Covers: covers,
-		Identity: fencing.Normalise(d.SystemUUID), AttemptID: part.Attempt}
+	for _, d := range devices {
+		if d.Method != part.Method {
+			continue
+		}
+		if c := d.Driver.Describe().Coverage; !c.Host && part.Strength != evidence.StrengthGone {
+			out.Covers = c.Drivers
+		}
+		out.Identity = fencing.Normalise(d.SystemUUID)
+		return out, true
+	}
+	return out, false
 }
 
 // isolate gives one Off command: journal it, look again, decide again, command, journal the answer (invariants I2, I6, I9).

@@ -83,6 +83,7 @@ func (r *Reconciler) gatherBut(ctx context.Context, host string, how depth, atte
 	w.seen.Port = r.Board.Port(host)
 	r.gatherCluster(ctx, w)
 	if how == live && w.incident != nil {
+		r.gatherAttestations(ctx, w)
 		r.gatherPower(ctx, w) // last, so that a reading of Off is later than every reading of the Node (invariant I3)
 	}
 	w.seen.At = r.Clock.Instant()
@@ -459,6 +460,10 @@ func (r *Reconciler) gatherJournal(w *world) evidence.Journal {
 		j.Step = evidence.StepSuspected
 	}
 	j.StepFor = r.phases.running(w.incident, r.Clock)
+	if s.Proof != nil {
+		j.Attested = s.Proof.Strength == v1alpha1.ProofAttested
+		j.ProvenSince = r.Clock.Instant() - evidence.Instant(r.Powers.Since(w.incident.Name+"/proof/"+s.Proof.EstablishedAt.String()))
+	}
 	for _, a := range s.Attempts {
 		if a.ID == w.ignore {
 			continue
@@ -540,6 +545,25 @@ func (r *Reconciler) provenLost(ctx context.Context) map[string]bool {
 		}
 	}
 	return out
+}
+
+// gatherAttestations reads what humans say of the host. What cannot be read was not said.
+func (r *Reconciler) gatherAttestations(ctx context.Context, w *world) {
+	at := r.Clock.Instant()
+	var list v1alpha1.HostAttestationList
+	if _, err := r.read(ctx, func(c context.Context) error { return r.Live.List(c, &list) }); err != nil {
+		logf.FromContext(ctx).Error(err, "attestations cannot be listed")
+		return
+	}
+	for i := range list.Items {
+		a := &list.Items[i]
+		if a.Spec.NodeName != w.seen.Host.Node {
+			continue
+		}
+		watched := r.Powers.Since("attestation/" + string(a.UID))
+		w.seen.Attestations = append(w.seen.Attestations, evidence.Attestation{Name: a.Name, BootID: a.Spec.BootID, At: at,
+			Seen: r.Clock.Instant() - evidence.Instant(watched), Expired: guard.Expired(a, r.Clock.Now(), watched)})
+	}
 }
 
 // gatherPower reads every device of the host, at once.

@@ -46,6 +46,8 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, hosts <-chan event.Gener
 		switch o := o.(type) {
 		case *v1alpha1.HostIncident:
 			return request(o.Spec.NodeName)
+		case *v1alpha1.HostAttestation:
+			return request(o.Spec.NodeName)
 		case *corev1.Pod:
 			return request(o.Spec.NodeName)
 		case *storagev1.VolumeAttachment:
@@ -59,6 +61,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, hosts <-chan event.Gener
 	return ctrl.NewControllerManagedBy(mgr).Named("hostincident").
 		For(&corev1.Node{}, builder.WithPredicates(nodeChanged())).
 		Watches(&v1alpha1.HostIncident{}, byNode, builder.WithPredicates(predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }})).
+		Watches(&v1alpha1.HostAttestation{}, byNode).
 		Watches(&corev1.Pod{}, byNode, builder.WithPredicates(guarded)).
 		Watches(&storagev1.VolumeAttachment{}, byNode, builder.WithPredicates(ours)).
 		WatchesRawSource(source.Channel(hosts, &handler.EnqueueRequestForObject{})).

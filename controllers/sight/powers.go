@@ -10,7 +10,7 @@ import (
 	"github.com/holdfast-dev/holdfast/engine/evidence"
 )
 
-// Powers remembers since when each device has read Off without a break and when it last said what.
+// Powers remembers since when each device has read Off or Gone without a break and when it last said what.
 type Powers struct {
 	clock *Clock
 
@@ -37,16 +37,14 @@ func (p *Powers) See(key string, reading *evidence.Power, complete evidence.Inst
 		state = evidence.PowerUnread // what another machine's device says is nothing
 	}
 	switch state {
-	case evidence.PowerOff:
-		if last, runs := p.last[key]; !runs || p.said[key] != evidence.PowerOff || reading.At.Sub(last) > evidence.RunGap {
+	case evidence.PowerOff, evidence.PowerGone:
+		if last, runs := p.last[key]; !runs || !p.said[key].Dead() || reading.At.Sub(last) > evidence.RunGap {
 			p.off[key] = complete
 		}
 		p.last[key] = complete
 	case evidence.PowerUnread:
 	default:
-		if state == evidence.PowerOn {
-			p.on[key] = reading.At
-		}
+		p.on[key] = reading.At
 	}
 	if state != evidence.PowerUnread {
 		p.said[key] = state

@@ -55,6 +55,8 @@ type Snapshot struct {
 	Apps []App
 	// Power holds one reading per fencing method that the host's profile names, in order of level.
 	Power []Power
+	// Attestations are what humans say of this host, read after the Node.
+	Attestations []Attestation
 	// Cluster says whether the observer can trust its own eyes.
 	Cluster Cluster
 	// Listed is true when the open incidents, the pods of the host and its attachments were all listed live for this snapshot. While it is
@@ -263,12 +265,16 @@ type Strength uint8
 const (
 	// StrengthNone proves nothing.
 	StrengthNone Strength = iota
+	// StrengthAttested: a human says so, and nothing speaks against it.
+	StrengthAttested
 	// StrengthPowerOff: commanded off and read back off.
 	StrengthPowerOff
+	// StrengthGone: the machine no longer exists at its provider.
+	StrengthGone
 )
 
 // String returns the word used in status.
-func (s Strength) String() string { return [...]string{"None", "PowerOff"}[s] }
+func (s Strength) String() string { return [...]string{"None", "Attested", "PowerOff", "Gone"}[s] }
 
 // Power is the latest reading of one fencing method, with what the method is.
 type Power struct {
@@ -287,10 +293,10 @@ type Power struct {
 
 	// Said is the latest such reading: State, or while that cannot be used the one before.
 	Said PowerState
-	// OffSince is when the first of the latest unbroken run of Off readings was complete: whatever a sign of life shows from then on, the
-	// device had already said Off. A reading of something else breaks the run, and so does a gap longer than RunGap.
+	// OffSince is when the first of the latest unbroken run of readings of Off or Gone was complete: whatever a sign of life shows from then on, the
+	// device had already said so. A reading of something else breaks the run, and so does a gap longer than RunGap.
 	OffSince Instant
-	// HasOff is true when the device has read Off at all, and LastOff is when the latest such reading was complete.
+	// HasOff is true when the device has read Off or Gone at all, and LastOff is when the latest such reading was complete.
 	HasOff  bool
 	LastOff Instant
 	// HasOn is true when the device has read On at all, and LastOn is when the latest such reading was begun.
@@ -300,19 +306,46 @@ type Power struct {
 	Why string
 }
 
+// Attestation is one human's word that a host is dead in one boot.
+type Attestation struct {
+	Name   string
+	BootID string
+	// Seen is when this observer first saw it: life from then on refutes it.
+	Seen Instant
+	// At is when it was last read.
+	At Instant
+	// Expired is true when its time is over by any measure.
+	Expired bool
+}
+
+// Attesting is the name by which an attestation stands in a proof, and in Distrusted once it was refuted.
+const Attesting = "attestation"
+
 // RunGap is the longest time between two readings of Off that still counts as Off in between: no machine is switched on, boots and
 // answers within it. Open incidents are looked at more often than that.
 const RunGap = 6 * time.Second
 
-// Covers reports whether an isolation by this method cuts volumes of the CSI driver. A volume whose driver is not known is cut only with the host.
+// Dead reports whether the state is one in which the host cannot run: Off, or Gone.
+func (p PowerState) Dead() bool { return p == PowerOff || p == PowerGone }
+
+// Proves is what the method's present state, or an isolation by it, would prove.
+func (p Power) Proves() Strength {
+	if p.State == PowerGone {
+		return StrengthGone
+	}
+	return p.Strength
+}
+
+// Covers reports whether an isolation by this method cuts volumes of the CSI driver. A volume whose driver is not known is cut only with the host; a
+// machine that is gone has no host left.
 func (p Power) Covers(driver string) bool {
-	return p.CoversHost || (driver != "" && slices.Contains(p.CoversDrivers, driver))
+	return p.CoversHost || p.State == PowerGone || (driver != "" && slices.Contains(p.CoversDrivers, driver))
 }
 
 // Weak says in what an isolation by this method, if it worked, would prove too little, or nothing if it would not.
 func (p Power) Weak(minimum Strength) string {
-	if p.Strength == StrengthNone || p.Strength < minimum {
-		return fmt.Sprintf("%s proves %s, and %s is asked for", p.Method, p.Strength, minimum)
+	if p.Proves() == StrengthNone || p.Proves() < minimum {
+		return fmt.Sprintf("%s proves %s, and %s is asked for", p.Method, p.Proves(), minimum)
 	}
 	return ""
 }
@@ -486,6 +519,9 @@ type Journal struct {
 	// ProofRecorded is true when proof was established and written down earlier in this incident. It is history, not evidence:
 	// release still wants a fresh reading.
 	ProofRecorded bool
+	// Attested is true when that proof was a human's word, and ProvenSince is then when this observer first saw it written down.
+	Attested    bool
+	ProvenSince Instant
 	// Released counts pods whose objects are known to be gone after proof; Pods counts all that were ever listed.
 	Released int
 	Pods     int

@@ -58,14 +58,8 @@ var confirming = []brake{
 	}},
 }
 
-// fencing holds back every Off command.
+// fencing holds back every Off command. An unsettled attempt comes last: a human's word gets past it, and past nothing else.
 var fencing = []brake{
-	{name: "I2 UnsettledAttempt", when: func(m *maker) (string, bool) {
-		return m.unsettledWords(), m.unsettled()
-	}, tell: func(m *maker) {
-		m.out.Next = nextFencing
-		m.blockedByAttempt()
-	}},
 	{name: "NothingToRelease", when: func(m *maker) (string, bool) {
 		return "no guarded writer is left on the host", len(m.seen.Unreleased()) == 0 && !m.found.Refuted
 	}},
@@ -83,6 +77,12 @@ var fencing = []brake{
 			m.seen.Host.SystemUUID, m.seen.Host.NodeUID), !m.seen.SameMachine() || !m.seen.SameBoot()
 	}, tell: func(m *maker) {
 		m.block(BlockOtherMachine, "the Node object no longer names the machine of the incident: power the old machine off by hand")
+	}},
+	{name: "I2 UnsettledAttempt", when: func(m *maker) (string, bool) {
+		return m.unsettledWords(), m.unsettled()
+	}, tell: func(m *maker) {
+		m.out.Next = nextFencing
+		m.blockedByAttempt()
 	}},
 }
 

@@ -238,14 +238,14 @@ func (m *maker) settled(a evidence.Attempt) (as evidence.AttemptState, because s
 	state := m.power(a.Method)
 	reads := a.Method + " reads " + state.String()
 	switch {
-	case a.State == evidence.AttemptAccepted && state == evidence.PowerOff:
+	case a.State == evidence.AttemptAccepted && state.Dead():
 		return evidence.AttemptSettled, reads
 	case a.State == evidence.AttemptAccepted && state == evidence.PowerOn && a.Overdue:
 		return evidence.AttemptSuperseded, "the command was taken, and still " + reads
 	case a.State == evidence.AttemptSettled && state == evidence.PowerOn && m.seen.SameBoot() && (len(m.seen.Unreleased()) > 0 || !m.seen.Listed):
 		// Somebody switched it on again: that command is spent, and a later Off would not be its doing.
 		return evidence.AttemptSuperseded, "it was off, and " + reads + " again"
-	case a.Unsettled() && a.CallOver && state == evidence.PowerOff, a.Unsettled() && a.CallOver && a.Overdue && state == evidence.PowerOn:
+	case a.Unsettled() && a.CallOver && state.Dead(), a.Unsettled() && a.CallOver && a.Overdue && state == evidence.PowerOn:
 		// Nobody knows whether the device took it. The call is over and the device reads: another command may be given, and it must be.
 		return evidence.AttemptSuperseded, "no answer came; " + reads
 	default:
@@ -391,20 +391,12 @@ func (m *maker) fence(because string) {
 	if !m.underway() && m.seen.Journal.Step != evidence.StepFencing {
 		m.advance(evidence.StepConfirmed, because)
 	}
-	if m.braked("Fence", fencing) {
+	if m.braked("Fence", fencing) && (m.out.BlockedBy != BlockUnsettledAttempt || m.found.Attestation == "") {
 		return
 	}
-	step := Step{Kind: Taint, Because: because}
-	if m.commandedAndOff() {
-		if m.seen.Node.Fenced {
-			return // the next reading, made after the taint is seen, is the proof
-		}
-	} else {
-		var ok bool
-		if m.method, ok = m.choose(); !ok {
-			return
-		}
-		step = Step{Kind: Isolate, Target: m.method.Method, Level: m.method.Level, Because: because}
+	step, ok := m.nextToProof(because)
+	if !ok {
+		return
 	}
 	if m.braked("Fence", isolating) {
 		if m.policy.Shadow {
@@ -413,6 +405,28 @@ func (m *maker) fence(because string) {
 		return
 	}
 	m.do(step)
+}
+
+// nextToProof is the step that brings proof closer: the taint where all that has to be off is off, another Off command where it is not. Where no method can
+// be used, a human's word takes the place of the devices'.
+func (m *maker) nextToProof(because string) (Step, bool) {
+	taint := Step{Kind: Taint, Because: because}
+	if m.commandedAndOff() {
+		return taint, !m.seen.Node.Fenced // the next reading, made after the taint is seen, is the proof
+	}
+	if !m.unsettled() {
+		var ok bool
+		if m.method, ok = m.choose(); ok {
+			return Step{Kind: Isolate, Target: m.method.Method, Level: m.method.Level, Because: because}, true
+		}
+	}
+	if m.found.Attestation == "" {
+		return Step{}, false
+	}
+	m.block("", "")
+	m.out.Next = nextFencing
+	taint.Because = "attestation " + m.found.Attestation
+	return taint, !m.seen.Node.Fenced
 }
 
 // changesState is true when the Off command may switch a machine off: when it does not read Off, or is not believed.
@@ -433,7 +447,7 @@ func (m *maker) commandedAndOff() bool {
 
 // isOff is true of a method whose device took the command, and whose reading of Off is trusted.
 func (m *maker) isOff(p evidence.Power) bool {
-	return m.commanded(p.Method) && slices.Contains(m.found.ReadsOff, p.Method) && p.Weak(m.policy.MinimumProof) == ""
+	return (m.commanded(p.Method) || p.State == evidence.PowerGone) && slices.Contains(m.found.ReadsOff, p.Method) && p.Weak(m.policy.MinimumProof) == ""
 }
 
 func (m *maker) commanded(method string) bool {
@@ -600,11 +614,20 @@ func (m *maker) after() {
 		}
 	case step == evidence.StepResolved && m.seen.Node.Read && m.seen.Node.Missing:
 		m.advance(evidence.StepRetired, "the Node was removed for good")
+	case step == evidence.StepResolved && m.gone() && !m.unsettled():
+		m.advance(evidence.StepRetired, "the machine does not exist any more, and will not come back")
 	case step == evidence.StepResolved:
 		m.out.Next = nextReturn
 	default:
 		m.advance(evidence.StepRecovering, "every writer is released and detached")
 	}
+}
+
+// gone is true while a trusted device says that the machine does not exist any more.
+func (m *maker) gone() bool {
+	return slices.ContainsFunc(m.seen.Power, func(p evidence.Power) bool {
+		return p.State == evidence.PowerGone && slices.Contains(m.found.ReadsOff, p.Method)
+	})
 }
 
 // recovered wants a serving successor for every app of the incident.

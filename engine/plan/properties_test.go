@@ -44,13 +44,15 @@ func oneIn(t *rapid.T, n int, name string) bool { return rapid.IntRange(1, n).Dr
 // near one of two in which something irreversible is done, with only a few parts drawn anew: there it matters.
 func anySituation(t *rapid.T) situation {
 	s := drawn(t)
-	switch rapid.IntRange(0, 3).Draw(t, "near") {
+	switch rapid.IntRange(0, 4).Draw(t, "near") {
 	case 1:
 		return near(t, s, fencible())
 	case 2:
 		return near(t, s, releasable())
 	case 3:
 		return near(t, s, releasableTogether())
+	case 4:
+		return near(t, s, attested())
 	}
 	return s
 }
@@ -71,6 +73,7 @@ func near(t *rapid.T, s, base situation) situation {
 		{"taint", func() { base.seen.Node.Fenced = s.seen.Node.Fenced }}, {"boot", func() { base.seen.Node.BootID = s.seen.Node.BootID }},
 		{"node at", func() { base.seen.Node.At = s.seen.Node.At }}, {"second device", func() { base.seen.Power = append(base.seen.Power, s.seen.Power...) }},
 		{"coverage", func() { base.seen.Power[0].CoversHost = false }}, {"manual", func() { base.policy.ManualApproval = true }},
+		{"attestation", func() { base.seen.Attestations = s.seen.Attestations }}, {"proof asked for", func() { base.policy.MinimumProof = evidence.StrengthPowerOff }},
 		{"paused", func() { base.policy.Paused = true }}, {"shadow", func() { base.policy.Shadow = true }},
 	}
 	for _, p := range parts {
@@ -85,6 +88,11 @@ func near(t *rapid.T, s, base situation) situation {
 		p := &base.seen.Power[i]
 		later := base.seen.Power[0].At - p.At
 		p.Method, p.At, p.OffSince, p.LastOff, p.LastOn = fmt.Sprintf("m%d", i), p.At+later, p.OffSince+later, p.LastOff+later, p.LastOn+later
+	}
+	for i := range base.seen.Attestations {
+		for _, p := range base.seen.Power {
+			base.seen.Attestations[i].Seen = min(base.seen.Attestations[i].Seen, p.At)
+		}
 	}
 	if !base.seen.Journal.Open() {
 		base.seen.Node.UID, base.seen.Node.SystemUUID, base.seen.Node.BootID = "u1", "m1", "b1"
@@ -132,6 +140,17 @@ func releasableTogether() situation {
 	return s
 }
 
+// attested is the silent host with a device that is silent too, and a human's word for its death.
+func attested() situation {
+	s := fencible()
+	p := &s.seen.Power[0]
+	p.State, p.Identity, p.HasOn, p.LastOn = evidence.PowerUnread, evidence.IdentityUnchecked, true, ago(time.Minute)
+	s.policy.MinimumProof = evidence.StrengthAttested
+	s.seen.Node.Fenced = true
+	s.seen.Attestations = []evidence.Attestation{{Name: "word", BootID: "b1", At: now, Seen: ago(10 * time.Second)}}
+	return s
+}
+
 func drawn(t *rapid.T) situation {
 	s := situation{policy: anyPolicy(t), budget: plan.Budget{Used: rapid.IntRange(0, 2).Draw(t, "used"), Max: 2}}
 	s.seen = evidence.Snapshot{At: now, Listed: !oneIn(t, 8, "unlisted"), Host: evidence.Host{Node: "n", NodeUID: "u1", BootID: "b1", SystemUUID: "m1"}}
@@ -143,6 +162,9 @@ func drawn(t *rapid.T) situation {
 	read := ago(span(t, "power at")) // all devices are read at once
 	for i := range rapid.IntRange(0, 2).Draw(t, "devices") {
 		s.seen.Power = append(s.seen.Power, anyPower(t, i, read))
+	}
+	if oneIn(t, 3, "attested") {
+		s.seen.Attestations = []evidence.Attestation{anyAttestation(t, read)}
 	}
 	if oneIn(t, 3, "attached") {
 		s.seen.Attachments = []evidence.Attachment{{Name: "a", Attached: true}}
@@ -164,6 +186,9 @@ func drawn(t *rapid.T) situation {
 func anyPolicy(t *rapid.T) verdict.Policy {
 	p := verdict.Policy{ConfirmAfter: 15 * time.Second, MinimumProof: evidence.StrengthPowerOff, BlindPercent: 50, BlindAPISilent: 5 * time.Second,
 		Shadow: oneIn(t, 8, "shadow"), Paused: oneIn(t, 8, "paused"), ManualApproval: oneIn(t, 4, "manual"), KeepTraffic: true}
+	if oneIn(t, 4, "minimum proof") {
+		p.MinimumProof = evidence.StrengthAttested
+	}
 	if oneIn(t, 6, "hold on loss") {
 		p.OnLoss = verdict.Hold
 	}
@@ -248,25 +273,29 @@ func anyPower(t *rapid.T, i int, read evidence.Instant) evidence.Power {
 	}
 	switch {
 	case p.State == evidence.PowerUnread || p.Identity != evidence.IdentityMatches:
-		p.Said = rapid.SampledFrom([]evidence.PowerState{evidence.PowerUnread, evidence.PowerOn, evidence.PowerGone}).Draw(t, "said")
+		p.Said = rapid.SampledFrom([]evidence.PowerState{evidence.PowerUnread, evidence.PowerOn}).Draw(t, "said")
 		if p.HasOff && p.OffSince > p.LastOn {
-			p.Said = evidence.PowerOff
+			p.Said = rapid.SampledFrom([]evidence.PowerState{evidence.PowerOff, evidence.PowerOff, evidence.PowerGone}).Draw(t, "said dead")
 		}
-	case p.State == evidence.PowerOff:
+	case p.State == evidence.PowerOff || p.State == evidence.PowerGone:
 		p.Said, p.HasOff, p.LastOff = p.State, true, p.At
 		p.OffSince = p.At - evidence.Instant(span(t, "off for"))
 		p.LastOn = min(p.LastOn, p.OffSince-1)
 	case p.State == evidence.PowerOn:
 		p.OffSince = 0
 		p.Said, p.HasOn, p.LastOn = p.State, true, p.At
-	default:
-		p.Said, p.OffSince = p.State, 0
 	}
 	return p
 }
 
+// anyAttestation is seen no later than the devices are read.
+func anyAttestation(t *rapid.T, read evidence.Instant) evidence.Attestation {
+	return evidence.Attestation{Name: "word", BootID: rapid.SampledFrom([]string{"b1", "b1", "b2", ""}).Draw(t, "attested boot"), Expired: oneIn(t, 3, "expired"),
+		At: ago(span(t, "attestation read")), Seen: min(read, ago(span(t, "attestation seen")))}
+}
+
 func anyJournal(t *rapid.T) evidence.Journal {
-	j := evidence.Journal{Name: "i", ProofRecorded: oneIn(t, 3, "proof"), Approved: oneIn(t, 2, "approved"), Apps: []string{"ns/app"},
+	j := evidence.Journal{Name: "i", ProofRecorded: oneIn(t, 3, "proof"), Attested: oneIn(t, 3, "proof is a word"), ProvenSince: ago(span(t, "proven since")), Approved: oneIn(t, 2, "approved"), Apps: []string{"ns/app"},
 		Step: rapid.SampledFrom([]evidence.Step{evidence.StepSuspected, evidence.StepHolding, evidence.StepConfirmed, evidence.StepFencing, evidence.StepReleasing,
 			evidence.StepRecovering, evidence.StepResolved, evidence.StepClosed}).Draw(t, "step")}
 	for i := range rapid.IntRange(0, 3).Draw(t, "attempts") {
@@ -284,10 +313,13 @@ func anyJournal(t *rapid.T) evidence.Journal {
 
 // proven states I1, I3 and I4 for all devices together in other words than the engine's: every volume of every writer is cut by a device that stands.
 func proven(s situation) bool {
+	if slices.ContainsFunc(s.seen.Attestations, func(a evidence.Attestation) bool { return attests(s, a) }) {
+		return true
+	}
 	for _, w := range s.seen.Writers {
 		for _, v := range w.Volumes {
 			cut := slices.ContainsFunc(s.seen.Power, func(p evidence.Power) bool {
-				return (p.CoversHost || slices.Contains(p.CoversDrivers, v.Driver)) && stands(s, p)
+				return (p.CoversHost || p.State == evidence.PowerGone || slices.Contains(p.CoversDrivers, v.Driver)) && stands(s, p)
 			})
 			if !w.Finished && !cut {
 				return false
@@ -306,15 +338,30 @@ func stands(s situation, p evidence.Power) bool {
 	well := s.seen.Lease.Missing || s.seen.Lease.Age > 10400*time.Millisecond // a well kubelet had renewed by then
 	return well && n.Read && !n.Missing && s.seen.Listed && s.seen.Lease.Read && j.Open() &&
 		n.BootID == "b1" && n.UID == "u1" && n.SystemUUID == "m1" && n.Fenced &&
-		p.State == evidence.PowerOff && p.Identity == evidence.IdentityMatches && p.At >= n.At &&
-		commanded && !slices.Contains(j.Distrusted, p.Method) && quietSince(s.seen, p.OffSince+evidence.Instant(time.Second)) &&
+		(p.State == evidence.PowerGone || (p.State == evidence.PowerOff && commanded)) && p.Identity == evidence.IdentityMatches && p.At >= n.At &&
+		!slices.Contains(j.Distrusted, p.Method) && quietSince(s.seen, p.OffSince+evidence.Instant(time.Second)) &&
 		quietSince(s.seen, p.At-evidence.Instant(3*time.Second)) && !otherReadsOn(s.seen, p)
+}
+
+// attests states what makes a human's word count: all apps allow it, it is of this boot and holds, the Node is tainted, and silence is as sure as it gets
+// without a device, none of which has read On since.
+func attests(s situation, a evidence.Attestation) bool {
+	n := s.seen.Node
+	on := slices.ContainsFunc(s.seen.Power, func(p evidence.Power) bool {
+		return p.State == evidence.PowerOn && p.Identity == evidence.IdentityMatches && !slices.Contains(s.seen.Journal.Distrusted, p.Method)
+	})
+	return s.policy.MinimumProof == evidence.StrengthAttested && a.BootID == "b1" && !a.Expired && a.At >= n.At && !on &&
+		n.Read && !n.Missing && n.Fenced && n.BootID == "b1" && n.UID == "u1" && n.SystemUUID == "m1" && s.seen.Listed && s.seen.Lease.Read && s.seen.Journal.Open() &&
+		!slices.Contains(s.seen.Journal.Distrusted, evidence.Attesting) && s.seen.Port.Silent() &&
+		quietSince(s.seen, ago(s.policy.ConfirmAfter)+1) && quietSince(s.seen, a.Seen) && s.seen.Cluster.HasOther &&
+		(s.seen.Lease.Missing || s.seen.Lease.Age > 15*time.Second)
 }
 
 // otherReadsOn: another trusted device of this machine reads On, of the host if this one is of the host, or of a volume that this one cuts.
 func otherReadsOn(s evidence.Snapshot, p evidence.Power) bool {
 	return slices.ContainsFunc(s.Power, func(o evidence.Power) bool {
-		same := p.CoversHost == o.CoversHost && (p.CoversHost || slices.Equal(p.CoversDrivers, o.CoversDrivers))
+		whole := p.CoversHost || p.State == evidence.PowerGone
+		same := whole == o.CoversHost && (whole || slices.Equal(p.CoversDrivers, o.CoversDrivers))
 		return same && o.Method != p.Method && o.State == evidence.PowerOn && o.Identity == evidence.IdentityMatches && !slices.Contains(s.Journal.Distrusted, o.Method)
 	})
 }
@@ -386,7 +433,7 @@ func TestI2OneCommandAtATime(t *testing.T) {
 			if states[a.Method] == evidence.PowerUnread {
 				t.Fatalf("settled %s without a reading", a.ID)
 			}
-			if p.Steps[settled].As == evidence.AttemptSettled && (a.State != evidence.AttemptAccepted || states[a.Method] != evidence.PowerOff) {
+			if p.Steps[settled].As == evidence.AttemptSettled && (a.State != evidence.AttemptAccepted || !states[a.Method].Dead()) {
 				t.Fatalf("%s, which is %s, counts as settled by a reading of %s", a.ID, a.State, states[a.Method])
 			}
 			if a.State != evidence.AttemptAccepted && a.Unsettled() && !a.CallOver {
@@ -430,7 +477,7 @@ func TestI5BudgetAndModes(t *testing.T) {
 				continue
 			}
 			i := slices.IndexFunc(s.seen.Power, func(pw evidence.Power) bool { return pw.Method == step.Target })
-			changes := s.seen.Power[i].State != evidence.PowerOff || otherReadsOn(s.seen, s.seen.Power[i])
+			changes := !s.seen.Power[i].State.Dead() || otherReadsOn(s.seen, s.seen.Power[i])
 			if changes && !s.budget.Left() {
 				t.Fatalf("beyond the budget")
 			}
@@ -534,7 +581,7 @@ func TestI8ReturnGate(t *testing.T) {
 func TestI6SilenceNeedsContrast(t *testing.T) {
 	check(t, func(t *rapid.T, s situation) {
 		found, p := s.decide()
-		off := slices.ContainsFunc(s.seen.Power, func(pw evidence.Power) bool { return pw.HasOff || pw.State == evidence.PowerOff })
+		off := slices.ContainsFunc(s.seen.Power, func(pw evidence.Power) bool { return pw.HasOff || pw.State.Dead() })
 		if !has(p, plan.Isolate) || off || found.Refuted || lives(found.Class) {
 			return
 		}
@@ -642,8 +689,12 @@ func TestClockShift(t *testing.T) {
 }
 
 func shift(s evidence.Snapshot, by evidence.Instant) evidence.Snapshot {
-	s.Apps, s.Power = slices.Clone(s.Apps), slices.Clone(s.Power)
-	instants := []*evidence.Instant{&s.At, &s.Node.At, &s.Node.SpokeNotBefore, &s.Lease.At, &s.Lease.NotBefore, &s.Port.Asked, &s.Port.LastAnswer, &s.Cluster.OtherNotBefore}
+	s.Apps, s.Power, s.Attestations = slices.Clone(s.Apps), slices.Clone(s.Power), slices.Clone(s.Attestations)
+	instants := []*evidence.Instant{&s.At, &s.Node.At, &s.Node.SpokeNotBefore, &s.Lease.At, &s.Lease.NotBefore, &s.Port.Asked, &s.Port.LastAnswer, &s.Cluster.OtherNotBefore,
+		&s.Journal.ProvenSince}
+	for i := range s.Attestations {
+		instants = append(instants, &s.Attestations[i].Seen, &s.Attestations[i].At)
+	}
 	for i := range s.Apps {
 		instants = append(instants, &s.Apps[i].LastAnswer, &s.Apps[i].LastKernel)
 	}

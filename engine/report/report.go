@@ -116,7 +116,7 @@ func conditions(status *v1alpha1.HostIncidentStatus, found verdict.Found, todo p
 	if len(found.Findings) > 0 {
 		first = found.Findings[0].Because
 	}
-	set(v1alpha1.ConditionProofEstablished, status.Proof != nil, [2]string{v1alpha1.ReasonVerifiedOff, v1alpha1.ReasonNotEstablished}, first)
+	set(v1alpha1.ConditionProofEstablished, status.Proof != nil, [2]string{provenBy(status.Proof), v1alpha1.ReasonNotEstablished}, first)
 	released, all := 0, len(status.Pods)
 	for _, p := range status.Pods {
 		if p.ReleasedAt != nil {
@@ -132,6 +132,17 @@ func conditions(status *v1alpha1.HostIncidentStatus, found verdict.Found, todo p
 		[2]string{blockedReasons[todo.BlockedBy], v1alpha1.ReasonNotBlocked}, todo.Blocked)
 	set(v1alpha1.ConditionStalled, todo.Stalled != "", [2]string{v1alpha1.ReasonStepOverdue, v1alpha1.ReasonWithinBounds}, stalledWords(todo, status.Next))
 	set(v1alpha1.ConditionProofRefuted, found.Refuted, [2]string{v1alpha1.ReasonLifeAfterOff, v1alpha1.ReasonNotRefuted}, "")
+}
+
+func provenBy(p *v1alpha1.Proof) string {
+	switch {
+	case p != nil && p.Strength == v1alpha1.ProofGone:
+		return v1alpha1.ReasonVerifiedGone
+	case p != nil && p.Strength == v1alpha1.ProofAttested:
+		return v1alpha1.ReasonAttested
+	default:
+		return v1alpha1.ReasonVerifiedOff
+	}
 }
 
 // blockedReasons has every one of plan.Blocks.
@@ -208,6 +219,13 @@ func Evidence(s evidence.Snapshot, wall Wall) []v1alpha1.EvidenceRecord {
 			words += ": " + p.Why
 		}
 		add("Power "+p.Method, fmt.Sprintf("%s, identity %s", words, p.Identity), evidence.RankNone, p.At)
+	}
+	for _, a := range s.Attestations {
+		words := "boot " + a.BootID
+		if a.Expired {
+			words += ", expired"
+		}
+		add("Attestation "+a.Name, words, evidence.RankNone, a.Seen)
 	}
 	add("Cluster", fmt.Sprintf("%d of %d hosts late", s.Cluster.StaleHosts, s.Cluster.Hosts), evidence.RankNone, s.At)
 	return out

@@ -85,7 +85,7 @@ func (w *World) reversible(s plan.Step) {
 	case plan.Distrust:
 		w.journal.Distrusted = append(w.journal.Distrusted, s.Target)
 	case plan.RecordProof:
-		w.journal.ProofRecorded = true
+		w.journal.ProofRecorded, w.journal.Attested = true, s.Target == evidence.Attesting
 	case plan.Taint:
 		w.host.node.Fenced = true
 	case plan.SwapTaint:

@@ -37,6 +37,7 @@ var phrases = []phrase{
 
 	// What happens to the host.
 	{"host loses power", truth(func(w *World) { w.losePower() })},
+	{"machine is destroyed", truth(func(w *World) { w.losePower(); w.host.destroyed = true })},
 	{"host boots as <boot>", func(w *World, a []string) error { w.bootAs(a[0]); return nil }},
 	{"host hangs", truth(func(w *World) { w.host.kernel = false })},
 	{"host thaws", truth(func(w *World) { w.host.kernel, w.host.userspace = w.host.powered, w.host.powered })},
@@ -108,6 +109,15 @@ var phrases = []phrase{
 	{"leader changes", truth(func(w *World) { w.restartObserver() })},
 	{"leader dies before its next call", truth(func(w *World) { w.crashBeforeCall = true })},
 	{"human approves", truth(func(w *World) { w.journal.Approved = true })},
+	{"human attests the death of boot <boot> for <span>", func(w *World, a []string) error {
+		holds, err := time.ParseDuration(a[1])
+		if err != nil {
+			return fmt.Errorf("human attests: %w", err)
+		}
+		w.attestations = append(w.attestations, attestation{made: w.now, holds: holds,
+			Attestation: evidence.Attestation{Name: fmt.Sprintf("word-%d", len(w.attestations)+1), BootID: a[0]}})
+		return nil
+	}},
 	{"budget <used> of <max> is spent", func(w *World, a []string) error {
 		if err := number(a[0], &w.Budget.Used); err != nil {
 			return err
@@ -181,6 +191,8 @@ func setPolicy(w *World, a []string) error {
 		p.NotServing = verdict.Act
 	case "onIsolation=Fence":
 		p.Isolated = verdict.Act
+	case "minimumProof=Attested":
+		p.MinimumProof = evidence.StrengthAttested
 	case "approval=Manual":
 		p.ManualApproval = true
 	case "traffic=None":

@@ -23,7 +23,9 @@ type observer struct {
 	attempts      map[string]time.Duration // first seen, by id and state
 	own           map[string]bool
 	boot          string
-	woken         bool // an answer changed: look now
+	attested      map[string]time.Duration // first seen, by name
+	proven        time.Duration            // first seen that proof is written down
+	woken         bool                     // an answer changed: look now
 }
 
 // motion is a value that moves, as seen from outside.
@@ -58,7 +60,7 @@ type appMemory struct {
 func (w *World) restartObserver() {
 	w.life++
 	w.eyes = observer{began: w.now, apps: map[string]*appMemory{}, power: map[string]evidence.Power{}, attempts: map[string]time.Duration{},
-		own: map[string]bool{}, apiAnswered: w.now}
+		own: map[string]bool{}, attested: map[string]time.Duration{}, apiAnswered: w.now}
 }
 
 // look is one look at every plane.
@@ -76,6 +78,16 @@ func (w *World) look() {
 			}
 			e.status.see(h.statuses, w.now)
 		}
+	}
+	for _, a := range w.attestations {
+		if _, known := e.attested[a.Name]; !known && !w.cluster.apiSilent {
+			e.attested[a.Name] = w.now
+		}
+	}
+	if !w.journal.ProofRecorded {
+		e.proven = 0
+	} else if e.proven == 0 {
+		e.proven = w.now
 	}
 	w.lookAtPort()
 	for _, p := range w.pods {
@@ -156,8 +168,8 @@ func (w *World) lookAtDevice(d *device) {
 	case p.State == evidence.PowerUnread:
 		p.Why = "no answer"
 	case p.Identity != evidence.IdentityMatches:
-	case p.State == evidence.PowerOff:
-		if p.Said != evidence.PowerOff || p.At.Sub(p.LastOff) > evidence.RunGap {
+	case p.State.Dead():
+		if !p.Said.Dead() || p.At.Sub(p.LastOff) > evidence.RunGap {
 			p.OffSince = p.At
 		}
 		p.Said, p.HasOff, p.LastOff = p.State, true, p.At
@@ -204,6 +216,12 @@ func (w *World) Snapshot() evidence.Snapshot {
 	if s.Listed {
 		s.Attachments, s.Successors = slices.Clone(w.attached), slices.Clone(w.successors)
 	}
+	for _, a := range w.attestations {
+		if seen, ok := e.attested[a.Name]; ok && !w.cluster.apiSilent {
+			a.At, a.Seen, a.Expired = now, evidence.Instant(seen), w.now-a.made >= a.holds
+			s.Attestations = append(s.Attestations, a.Attestation)
+		}
+	}
 	s.Cluster = w.clusterNow(w.Policy.Late(s.Lease))
 	return s
 }
@@ -242,6 +260,7 @@ func (w *World) journalNow() evidence.Journal {
 	j.Attempts = slices.Clone(j.Attempts)
 	j.Pods = len(j.Apps)
 	j.StepFor = w.now - w.stepped
+	j.ProvenSince = evidence.Instant(w.eyes.proven)
 	for i := range j.Attempts {
 		a := &j.Attempts[i]
 		known := time.Duration(0)

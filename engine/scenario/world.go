@@ -44,11 +44,12 @@ type World struct {
 	devices []*device
 	cluster cluster
 
-	journal    evidence.Journal
-	incident   evidence.Host // that the open incident names
-	incidents  int
-	successors []evidence.Successor
-	attached   []evidence.Attachment
+	journal      evidence.Journal
+	incident     evidence.Host // that the open incident names
+	incidents    int
+	successors   []evidence.Successor
+	attached     []evidence.Attachment
+	attestations []attestation
 	// cut are the methods that keep the host from the volumes they cover.
 	cut map[string]bool
 
@@ -85,6 +86,7 @@ type event struct {
 type host struct {
 	name, uid, machine, boot             string
 	powered, kernel, userspace, kubelet  bool
+	destroyed                            bool
 	toAPI, toUs                          bool
 	runtimeDown                          bool
 	node                                 evidence.Node // the object: Ready, taints, identity as the API shows them
@@ -110,10 +112,19 @@ type device struct {
 
 // truth is what an honest device says: of its host, or of the volumes that it cuts.
 func (d *device) truth(w *World) evidence.PowerState {
+	if d.CoversHost && w.host.destroyed {
+		return evidence.PowerGone
+	}
 	if (d.CoversHost && !w.host.powered) || (!d.CoversHost && w.cut[d.Method]) {
 		return evidence.PowerOff
 	}
 	return evidence.PowerOn
+}
+
+// attestation is a human's word, with what only the world knows of it.
+type attestation struct {
+	evidence.Attestation
+	made, holds time.Duration
 }
 
 type cluster struct {

@@ -22,6 +22,7 @@ type rule struct {
 var rules = []rule{
 	{"ProofRefuted", Unknown, proofRefuted},
 	{"VerifiedOff", Lost, verifiedOff},
+	{"AttestedDead", Lost, attestedDead},
 	{"OtherMachine", Unknown, otherMachine},
 	{"NewBoot", Healthy, newBoot},
 	{"LossStands", Lost, lossStands},
@@ -51,7 +52,7 @@ func proofRefuted(in sight) (string, bool) {
 	}
 	if len(in.contradicted) > 0 {
 		_, who := in.Life(in.offSince(in.contradicted[0]))
-		return fmt.Sprintf("%s reads Off, but %s showed life since", in.contradicted[0], who), true
+		return fmt.Sprintf("%s reads %s, but %s showed life since", in.contradicted[0], in.power(in.contradicted[0]).Said, who), true
 	}
 	off, seen := in.lastOff()
 	if in.Node.Spoke && (!seen || in.Node.SpokeNotBefore >= off) {
@@ -112,8 +113,11 @@ func (in sight) offSince(method string) evidence.Instant {
 	return 0
 }
 
-// lastOff is when any trusted device of this machine was last read Off by this observer.
+// lastOff is when any trusted device of this machine was last read Off by this observer; for a proof that is a human's word, when that was first seen.
 func (in sight) lastOff() (last evidence.Instant, seen bool) {
+	if in.Journal.Attested {
+		last, seen = in.Journal.ProvenSince, true
+	}
 	for _, pw := range in.Power {
 		if pw.HasOff && !in.Journal.Distrusts(pw.Method) && (!seen || pw.LastOff > last) {
 			last, seen = pw.LastOff, true
@@ -123,11 +127,14 @@ func (in sight) lastOff() (last evidence.Instant, seen bool) {
 }
 
 func verifiedOff(in sight) (string, bool) {
-	if !in.proof.Fresh {
+	if !in.proof.Fresh || in.proof.Strength <= evidence.StrengthAttested {
 		return "", false
 	}
 	var parts []string
 	for _, p := range in.proof.Parts {
+		if p.Strength == evidence.StrengthGone {
+			return p.Method + " says that the machine does not exist any more, and said so after the Node was tainted", true
+		}
 		parts = append(parts, fmt.Sprintf("%s was commanded Off (%s)", p.Method, p.Attempt))
 	}
 	verb := "it reads Off"
@@ -135,6 +142,13 @@ func verifiedOff(in sight) (string, bool) {
 		verb = "all of them read Off"
 	}
 	return fmt.Sprintf("%s, the Node is tainted, and %s since", strings.Join(parts, ", "), verb), true
+}
+
+func attestedDead(in sight) (string, bool) {
+	if !in.proof.Fresh || in.proof.Strength != evidence.StrengthAttested {
+		return "", false
+	}
+	return "a human attests that this boot is over (" + in.proof.Parts[0].Attempt + "), every plane is silent while others are heard, and the Node is tainted", true
 }
 
 // lossIsComplete is true when proof was established and nothing is left to release.
@@ -197,21 +211,25 @@ func deviceContradicted(in sight) (string, bool) {
 	if rank == evidence.RankWriter {
 		return "", false
 	}
-	return fmt.Sprintf("%s says Off, but %s showed life (%s) since", said[0], who, rank), true
+	return fmt.Sprintf("%s says %s, but %s showed life (%s) since", said[0], in.power(said[0]).Said, who, rank), true
 }
 
 // powerReadsOff believes a device only where something else points the same way: a late lease, or an application that fails its probes on a
 // host whose port does not answer either, and no application that serves. A device that lies about a host which is well starts nothing.
 // A method that only cuts volumes says nothing of the host.
 func powerReadsOff(in sight) (string, bool) {
-	off := slices.DeleteFunc(slices.Clone(in.readsOff), func(method string) bool { return !in.power(method).CoversHost })
+	off := slices.DeleteFunc(slices.Clone(in.readsOff), func(method string) bool { return !in.power(method).Covers("") })
 	if len(off) == 0 || len(in.serving) > 0 || in.heardLately() {
 		return "", false
 	}
 	if !in.late && (len(in.failing) == 0 || !in.Port.Silent()) {
 		return "", false
 	}
-	because := strings.Join(off, ", ") + " reads Off for this machine, and nothing has shown life since"
+	says := "Off"
+	if in.power(off[0]).State == evidence.PowerGone {
+		says = "Gone"
+	}
+	because := strings.Join(off, ", ") + " reads " + says + " for this machine, and nothing has shown life since"
 	if !in.proof.Fresh {
 		because += "; not proof yet: " + in.proofGap
 	}

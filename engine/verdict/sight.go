@@ -35,6 +35,7 @@ type sight struct {
 	outdated     []string // methods whose last word was Off, that cannot be read now, and after which the host has shown life
 	proof        Proof
 	proofGap     string // why a device that reads Off proves nothing yet
+	attestation  string // the human's word that would be proof, or is
 }
 
 func look(s evidence.Snapshot, p Policy) sight {
@@ -49,11 +50,14 @@ func look(s evidence.Snapshot, p Policy) sight {
 		}
 	}
 	for _, pw := range s.Power {
-		if pw.Said == evidence.PowerOff {
+		if pw.Said.Dead() {
 			in.weigh(pw)
 		}
 	}
 	in.prove()
+	if !in.proof.Fresh {
+		in.attest()
+	}
 	return in
 }
 
@@ -83,11 +87,65 @@ func (in *sight) prove() {
 	in.proof = Proof{Fresh: true}
 	for _, pw := range evidence.Least(writers, proving) {
 		attempt, _ := commandedBy(in.Journal, pw.Method)
-		in.proof.Parts = append(in.proof.Parts, Part{Method: pw.Method, Attempt: attempt, Strength: pw.Strength})
-		if in.proof.Strength == evidence.StrengthNone || pw.Strength < in.proof.Strength {
-			in.proof.Strength = pw.Strength
+		in.proof.Parts = append(in.proof.Parts, Part{Method: pw.Method, Attempt: attempt, Strength: pw.Proves()})
+		if in.proof.Strength == evidence.StrengthNone || pw.Proves() < in.proof.Strength {
+			in.proof.Strength = pw.Proves()
 		}
 	}
+}
+
+// attest takes a human's word for a proof where no device gives one. It is the weakest there is: it wants all that a host whose power reads On must show before
+// it is fenced, and no device that says otherwise.
+func (in *sight) attest() {
+	for _, a := range in.Attestations {
+		if gap := in.attestGap(a); gap != "" {
+			in.proofGap = "attestation " + a.Name + ": " + gap
+			continue
+		}
+		in.attestation = a.Name
+		if !in.Node.Fenced {
+			in.proofGap = "attestation " + a.Name + ": the Node does not carry the fenced taint yet"
+			continue
+		}
+		in.proof = Proof{Fresh: true, Strength: evidence.StrengthAttested, Parts: []Part{{Method: evidence.Attesting, Attempt: a.Name, Strength: evidence.StrengthAttested}}}
+		return
+	}
+}
+
+// attestGap says why an attestation proves nothing, but for the taint; it is empty when it does.
+func (in *sight) attestGap(a evidence.Attestation) string {
+	_, since := in.Life(a.Seen)
+	switch {
+	case in.policy.MinimumProof > evidence.StrengthAttested:
+		return fmt.Sprintf("%s is asked for (minimumProof)", in.policy.MinimumProof)
+	case !in.Journal.Open():
+		return "no incident is open"
+	case in.Journal.Distrusts(evidence.Attesting):
+		return "one was refuted in this incident"
+	case !in.Node.Read || in.Node.Missing || !in.Lease.Read || !in.Listed:
+		return "the Node, its Lease or its pods cannot be read"
+	case a.BootID == "" || a.BootID != in.Host.BootID || !in.SameBoot():
+		return "it is of boot " + short(a.BootID) + ", and not of the one in question"
+	case !in.SameMachine():
+		return "the Node names another machine"
+	case a.Expired:
+		return "it has expired"
+	case a.At < in.Node.At:
+		return "it was read before the Node"
+	case since != "":
+		return since + " showed life since it was seen"
+	case !in.policy.Confirmed(in.Snapshot):
+		return "the silence is not confirmed"
+	case !in.Port.Silent():
+		return "the port has not been asked in vain"
+	}
+	for _, pw := range in.Power {
+		on := pw.State == evidence.PowerOn && pw.Identity == evidence.IdentityMatches
+		if (on || (pw.HasOn && pw.LastOn >= a.Seen)) && !in.Journal.Distrusts(pw.Method) {
+			return pw.Method + " reads On, or did after that was said"
+		}
+	}
+	return ""
 }
 
 // weigh believes a device that says Off, or says why not. Life that came after Off refutes it; older life does not.
@@ -97,7 +155,7 @@ func (in *sight) weigh(pw evidence.Power) {
 		return
 	}
 	rank, who := in.Life(pw.OffSince + evidence.Instant(holdUp))
-	readable := pw.State == evidence.PowerOff && pw.Identity == evidence.IdentityMatches
+	readable := pw.State.Dead() && pw.Identity == evidence.IdentityMatches
 	switch {
 	case !readable && rank != evidence.RankNone:
 		// It may have lied, or the host may have been switched on since.
@@ -108,15 +166,15 @@ func (in *sight) weigh(pw evidence.Power) {
 		return
 	case rank != evidence.RankNone:
 		in.contradicted = append(in.contradicted, pw.Method)
-		in.proofGap = pw.Method + " reads Off, but " + who + " showed life since"
+		in.proofGap = pw.Method + " reads " + pw.State.String() + ", but " + who + " showed life since"
 		return
 	}
 	if other := in.readOnSince(pw); other != "" {
-		in.proofGap = fmt.Sprintf("%s reads Off, but %s reads On", pw.Method, other)
+		in.proofGap = fmt.Sprintf("%s reads %s, but %s reads On", pw.Method, pw.State, other)
 		return
 	}
 	if rank, who = in.Life(pw.At - evidence.Instant(quiet)); rank != evidence.RankNone {
-		in.proofGap = fmt.Sprintf("%s reads Off, but %s showed life a moment ago", pw.Method, who)
+		in.proofGap = fmt.Sprintf("%s reads %s, but %s showed life a moment ago", pw.Method, pw.State, who)
 		return
 	}
 	in.readsOff = append(in.readsOff, pw.Method)
@@ -127,7 +185,7 @@ func (in *sight) weigh(pw evidence.Power) {
 func (in *sight) readOnSince(off evidence.Power) string {
 	for _, pw := range in.Power {
 		on := pw.State == evidence.PowerOn && pw.Identity == evidence.IdentityMatches
-		wasOn := pw.State != evidence.PowerOff && pw.HasOn && pw.LastOn >= off.OffSince
+		wasOn := !pw.State.Dead() && pw.HasOn && pw.LastOn >= off.OffSince
 		if (on || wasOn) && sameThing(pw, off) && !in.Journal.Distrusts(pw.Method) {
 			return pw.Method
 		}
@@ -138,10 +196,10 @@ func (in *sight) readOnSince(off evidence.Power) string {
 // sameThing reports whether two methods speak of the same thing, so that On of one contradicts Off of the other: a volume may be cut while its host is on.
 // A method whose coverage is not known may speak of anything.
 func sameThing(a, b evidence.Power) bool {
-	if (!a.CoversHost && len(a.CoversDrivers) == 0) || (!b.CoversHost && len(b.CoversDrivers) == 0) || (a.CoversHost && b.CoversHost) {
+	if (!a.Covers("") && len(a.CoversDrivers) == 0) || (!b.Covers("") && len(b.CoversDrivers) == 0) || (a.Covers("") && b.Covers("")) {
 		return true
 	}
-	return !a.CoversHost && !b.CoversHost && slices.ContainsFunc(a.CoversDrivers, b.Covers)
+	return !a.Covers("") && !b.Covers("") && slices.ContainsFunc(a.CoversDrivers, b.Covers)
 }
 
 // gap says why a device that reads Off does not yet prove, in this very snapshot, that nothing on the host can write to what the device cuts
@@ -157,8 +215,10 @@ func (in *sight) gap(pw evidence.Power) string {
 		return "the Node has another boot ID"
 	case !in.SameMachine():
 		return "the Node names another machine"
-	case !commanded:
+	case !commanded && pw.State != evidence.PowerGone: // there is nothing left to command
 		return pw.Method + " reads Off, but Off was not commanded in this incident"
+	case !in.Journal.Open():
+		return "no incident is open"
 	case !in.Node.Fenced:
 		return "the Node does not carry the fenced taint yet"
 	case pw.At < in.Node.At:

@@ -96,6 +96,8 @@ type Found struct {
 	Proof Proof
 	// Gap says why there is no proof in this snapshot; empty when there is.
 	Gap string
+	// Attestation names the human's word that is proof, or would be but for the taint.
+	Attestation string
 	// ReadsOff names the trusted methods whose device reads Off for the right machine, with no sign of life since.
 	ReadsOff []string
 	// Contradicted names the methods whose device reads Off although the host has shown life since.
@@ -187,7 +189,7 @@ func (p Policy) Contrasted(s evidence.Snapshot) bool {
 // Decide gives the verdict. It evaluates every rule; the first that fires gives the class.
 func Decide(s evidence.Snapshot, p Policy) Found {
 	in := look(s, p)
-	found := Found{Policy: p, ReadsOff: in.readsOff, Contradicted: in.contradicted}
+	found := Found{Policy: p, Attestation: in.attestation, ReadsOff: in.readsOff, Contradicted: in.contradicted}
 	if !in.proof.Fresh {
 		found.Gap = in.proofGap
 	}
@@ -198,7 +200,7 @@ func Decide(s evidence.Snapshot, p Policy) Found {
 	}
 	found.Class = found.Findings[0].Says
 	switch found.Rule() {
-	case "VerifiedOff":
+	case "VerifiedOff", "AttestedDead":
 		found.Proof = in.proof
 	case "LossStands":
 		found.Proof = Proof{Parts: in.proof.Parts, Strength: in.proof.Strength}
@@ -214,6 +216,9 @@ func (in sight) liars(refuted bool) []string {
 		return nil
 	}
 	out := slices.Clone(in.contradicted)
+	if refuted && in.Journal.Attested {
+		out = append(out, evidence.Attesting)
+	}
 	for _, a := range in.Journal.Attempts {
 		if refuted && a.State == evidence.AttemptSettled && !slices.Contains(out, a.Method) {
 			out = append(out, a.Method)

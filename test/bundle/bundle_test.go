@@ -25,7 +25,7 @@ import (
 
 const dir = "../../bundle"
 
-var kinds = []string{"FencingProfile", "GuardConfig", "GuardedStatefulApp", "HostIncident"}
+var kinds = []string{"FencingProfile", "GuardConfig", "GuardedStatefulApp", "HostAttestation", "HostIncident"}
 
 func TestTheBundleHasTheFormatAndOnlyKindsThatOLMInstalls(t *testing.T) {
 	quiet := logrus.New()

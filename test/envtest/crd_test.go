@@ -106,6 +106,13 @@ metadata: {name: valid}
 spec: {nodeName: node-1, nodeUID: uid, bootID: boot-1, systemUUID: uuid, episode: 1}
 `
 
+const validAttestation = `
+apiVersion: guard.holdfast.dev/v1alpha1
+kind: HostAttestation
+metadata: {name: valid}
+spec: {nodeName: node-1, bootID: boot-1, reason: "both cords pulled, ticket 4711"}
+`
+
 const validConfig = `
 apiVersion: guard.holdfast.dev/v1alpha1
 kind: GuardConfig
@@ -248,6 +255,14 @@ var immutables = []struct {
 		"spec of a HostIncident is immutable: it names one host in one boot",
 	},
 	{
+		"an attestation of another boot", validAttestation, []string{"spec.bootID=boot-2"},
+		"spec of a HostAttestation is immutable: create another one",
+	},
+	{
+		"an attestation that holds for longer", validAttestation, []string{"spec.expiresInSeconds=7200"},
+		"spec of a HostAttestation is immutable: create another one",
+	},
+	{
 		"another boot", validIncident, []string{"spec.bootID=boot-2"},
 		"spec of a HostIncident is immutable: it names one host in one boot",
 	},
@@ -349,7 +364,7 @@ func TestTheSamplesAreAccepted(t *testing.T) {
 			t.Errorf("%s: %v", filepath.Base(file), err)
 		}
 	}
-	for _, kind := range []string{"GuardedStatefulApp", "FencingProfile", "HostIncident", "GuardConfig"} {
+	for _, kind := range []string{"GuardedStatefulApp", "FencingProfile", "HostIncident", "HostAttestation", "GuardConfig"} {
 		if !kinds[kind] {
 			t.Errorf("config/samples has no %s", kind)
 		}

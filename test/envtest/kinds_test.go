@@ -45,7 +45,7 @@ func TestDefaultsOfAnApp(t *testing.T) {
 		OnKubeletFailure: v1alpha1.OnKubeletFailure{Traffic: "Keep", Repair: "None", WhenNotServing: v1alpha1.NotServingHold},
 		OnIsolation:      v1alpha1.OnIsolation{WhenNotServing: v1alpha1.NotServingHold},
 		OnHostLoss: v1alpha1.OnHostLoss{
-			Action: "FenceAndMigrate", ConfirmAfterSeconds: 15, Approval: "Automatic", MinimumProof: v1alpha1.ProofPowerOff,
+			Action: "FenceAndMigrate", ConfirmAfterSeconds: 15, Approval: "Automatic", MinimumProof: v1alpha1.MinimumProofPowerOff,
 		},
 	}
 	if !reflect.DeepEqual(app.Spec, want) {
@@ -61,7 +61,7 @@ func TestDefaultsOfAProfileAndOfTheConfig(t *testing.T) {
 	if method.TimeoutSeconds != 5 || method.SettleSeconds != 20 || method.IPMI.Port != 623 || method.IPMI.CipherSuite != 3 {
 		t.Errorf("defaults of a method are %+v with %+v", method, method.IPMI)
 	}
-	if s := profile.Spec; s.Floors.ConfirmAfterSeconds != 5 || s.MinimumProof != v1alpha1.ProofPowerOff || s.CheckEverySeconds != 60 {
+	if s := profile.Spec; s.Floors.ConfirmAfterSeconds != 5 || s.MinimumProof != v1alpha1.MinimumProofPowerOff || s.CheckEverySeconds != 60 {
 		t.Errorf("defaults of a profile are %+v", s)
 	}
 
@@ -141,6 +141,7 @@ var columns = map[string]string{
 	"guardedstatefulapps": "Name Workload Mode Protected Healthy Held Verdict Host Since Age proof fencing reason",
 	"fencingprofiles":     "Name Hosts Ready Unready Last-Drill Age",
 	"hostincidents":       "Name Node Verdict Step Proof Apps Since Age",
+	"hostattestations":    "Name Node Boot Expires-In Age reason",
 	"guardconfigs":        "Name Policies Proven Leader Age",
 }
 
@@ -181,7 +182,7 @@ func TestShortNamesAndScopes(t *testing.T) {
 		namespaced bool
 	}{
 		"guardedstatefulapps": {"gsa", true}, "fencingprofiles": {"fp", false},
-		"hostincidents": {"hi", false}, "guardconfigs": {"gc", false},
+		"hostincidents": {"hi", false}, "hostattestations": {"ha", false}, "guardconfigs": {"gc", false},
 	}
 	for _, resource := range found.APIResources {
 		if strings.Contains(resource.Name, "/") {
