@@ -391,10 +391,11 @@ func (m *maker) fence(because string) {
 	if !m.underway() && m.seen.Journal.Step != evidence.StepFencing {
 		m.advance(evidence.StepConfirmed, because)
 	}
-	if m.braked("Fence", fencing) && (m.out.BlockedBy != BlockUnsettledAttempt || m.found.Attestation == "") {
+	braked := m.braked("Fence", fencing)
+	if braked && (m.out.BlockedBy != BlockUnsettledAttempt || m.found.Attestation == "") {
 		return
 	}
-	step, ok := m.nextToProof(because)
+	step, ok := m.nextToProof(because, !braked)
 	if !ok {
 		return
 	}
@@ -408,13 +409,13 @@ func (m *maker) fence(because string) {
 }
 
 // nextToProof is the step that brings proof closer: the taint where all that has to be off is off, another Off command where it is not. Where no method can
-// be used, a human's word takes the place of the devices'.
-func (m *maker) nextToProof(because string) (Step, bool) {
+// be used, or command forbids it, a human's word takes the place of the devices'.
+func (m *maker) nextToProof(because string, command bool) (Step, bool) {
 	taint := Step{Kind: Taint, Because: because}
 	if m.commandedAndOff() {
 		return taint, !m.seen.Node.Fenced // the next reading, made after the taint is seen, is the proof
 	}
-	if !m.unsettled() {
+	if command {
 		var ok bool
 		if m.method, ok = m.choose(); ok {
 			return Step{Kind: Isolate, Target: m.method.Method, Level: m.method.Level, Because: because}, true
