@@ -235,6 +235,9 @@ func bare(t *testing.T) server {
 	s := server{c}
 	must(t, everybody(t.Context(), c.Client))
 	us := s.client(t, holdfast)
+	eventually(t, "right of everybody to do everything", func() bool {
+		return us.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "any"}}, client.DryRunAll) == nil
+	})
 	for name, annotations := range map[string]map[string]string{
 		admission.DefaultNamespace: nil,
 		"shop":                     {v1alpha1.AnnotationClaims: guardedClaims.claims},

@@ -28,7 +28,7 @@ func (w *world) laws(o operation) {
 	h, p := w.incident(), w.lost()
 	proof := h.Status.Proof != nil
 	w.mu.Lock()
-	w.armed = w.armed || isHeld(p)
+	w.armed = (w.armed || isHeld(p)) && (p != nil || !proof) // what went on proof is not asked for again when its incident vanishes
 	bound := w.armed && !proof && !w.renews["a"]
 	w.mu.Unlock()
 	if bound && p == nil {
