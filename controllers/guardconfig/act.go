@@ -125,7 +125,7 @@ const (
 )
 
 // bolted are the definitions that are bolted: all of ours.
-var bolted = []string{"fencingprofiles", "guardconfigs", "guardedstatefulapps", "hostincidents"}
+var bolted = []string{"fencingprofiles", "guardconfigs", "guardedstatefulapps", "hostattestations", "hostincidents"}
 
 // Arm shoots the bolt. It is called before a hold is armed; within some seconds of the last time it asks nobody. An error is no reason not to arm the
 // hold: the data come before the records.

@@ -32,7 +32,10 @@ import (
 	"github.com/holdfast-dev/holdfast/controllers/sight"
 )
 
-var definitions = []string{"fencingprofiles", "guardconfigs", "guardedstatefulapps", "hostincidents"}
+var definitions = []string{"fencingprofiles", "guardconfigs", "guardedstatefulapps", "hostattestations", "hostincidents"}
+
+// everything that is bolted: the GuardConfig and the definitions.
+var everything = 1 + len(definitions)
 
 // site is a cluster in memory, with the definitions of our kinds, and a process that leads in it.
 type site struct {
@@ -186,7 +189,7 @@ func TestTheBoltIsShotWhileAnIncidentIsOpen(t *testing.T) {
 			s := newSite(t, test.incidents...)
 			s.look()
 			s.look() // the GuardConfig was made by the first
-			if got := s.bolted(); (len(got) == 5) != test.bolted || (len(got) == 0) == test.bolted {
+			if got := s.bolted(); (len(got) == everything) != test.bolted || (len(got) == 0) == test.bolted {
 				t.Errorf("bolted: %v", got)
 			}
 		})
@@ -197,7 +200,7 @@ func TestTheBoltIsDrawnByTheNextLeader(t *testing.T) {
 	s := newSite(t)
 	s.look()
 	s.must(s.leader.Bolt.Arm(t.Context()))
-	if n := len(s.bolted()); n != 5 {
+	if n := len(s.bolted()); n != everything {
 		t.Fatalf("%d are bolted", n)
 	}
 	s.lead()
@@ -223,12 +226,12 @@ func TestOneThatCannotBeBoltedDoesNotKeepTheOthersFromIt(t *testing.T) {
 	if err := s.leader.Bolt.Arm(t.Context()); err == nil || !strings.Contains(err.Error(), s.refuses) {
 		t.Errorf("the error does not name what could not be bolted: %v", err)
 	}
-	if n := len(s.bolted()); n < 4 {
+	if n := len(s.bolted()); n < everything-1 {
 		t.Errorf("only %v are bolted", s.bolted())
 	}
 	s.refuses = ""
 	s.must(s.leader.Bolt.Arm(t.Context()))
-	if n := len(s.bolted()); n != 5 {
+	if n := len(s.bolted()); n != everything {
 		t.Errorf("it is not tried again: %v", s.bolted())
 	}
 }
