@@ -67,7 +67,9 @@ func TestIdentitiesAreSeparate(t *testing.T) {
 		{"manager", "delete", "", "pods", "shop", "db-0", true},
 		{"manager", "delete", "", "nodes", "", "node-1", false},
 		{"manager", "delete", "admissionregistration.k8s.io", "validatingadmissionpolicies", "", "p", false},
-		{"manager", "delete", "guard.holdfast.dev", "hostincidents", "", "i", false},
+		{"manager", "delete", "guard.holdfast.dev", "hostincidents", "", "i", true}, // those that are over, in time
+		{"manager", "update", "guard.holdfast.dev", "hostincidents", "", "i", false},
+		{"manager", "create", "guard.holdfast.dev", "hostattestations", "", "a", false},
 		{"manager", "override", "guard.holdfast.dev", "guardedstatefulapps", "shop", "db", false},
 		{"manager", "update", "coordination.k8s.io", "leases", "kube-node-lease", "node-1", false},
 		{"fencer", "get", "", "secrets", own, "bmc", true},

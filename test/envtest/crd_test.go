@@ -340,8 +340,8 @@ func crds(t *testing.T) []*apiextensionsv1.CustomResourceDefinition {
 		}
 		list = append(list, crd)
 	}
-	if len(list) != 4 {
-		t.Fatalf("%d CRDs in config/crd/bases, want 4", len(list))
+	if len(list) != 5 {
+		t.Fatalf("%d CRDs in config/crd/bases, want 5", len(list))
 	}
 	return list
 }

@@ -71,6 +71,8 @@ func TestDefaultsOfAProfileAndOfTheConfig(t *testing.T) {
 	want := v1alpha1.GuardConfigSpec{
 		FenceBudget: v1alpha1.FenceBudget{Count: 2, WindowSeconds: 3600},
 		Blindness:   v1alpha1.Blindness{StaleHostsPercent: 50, APISilentSeconds: 5},
+
+		IncidentRetention: v1alpha1.IncidentRetention{PerNode: 10, MaxAgeSeconds: 30 * 24 * 3600},
 	}
 	if config.Spec != want {
 		t.Errorf("a config without spec is %+v, want %+v", config.Spec, want)
