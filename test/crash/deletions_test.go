@@ -314,8 +314,8 @@ func TestWhatRecordsAHoldIsBoltedBeforeIt(t *testing.T) {
 		return n
 	}
 	w.watch(func(o operation) {
-		if p, ok := o.object.(*corev1.Pod); ok && !o.done && o.what == "patch Pod" && p.Labels[v1alpha1.LabelHold] != "" && bolted() != 5 {
-			t.Errorf("a pod is held while %d of 5 are bolted", bolted())
+		if p, ok := o.object.(*corev1.Pod); ok && !o.done && o.what == "patch Pod" && p.Labels[v1alpha1.LabelHold] != "" && bolted() != 6 {
+			t.Errorf("a pod is held while %d of 6 are bolted", bolted())
 		}
 	})
 	l := w.boot()
@@ -326,17 +326,17 @@ func TestWhatRecordsAHoldIsBoltedBeforeIt(t *testing.T) {
 	w.kubeletDies()
 	l.until("the pod is held", func() bool { return isHeld(w.lost()) })
 	w.must(l.bolt.Sweep(t.Context()))
-	if n := bolted(); n != 5 {
+	if n := bolted(); n != 6 {
 		t.Errorf("%d are bolted while an incident is open", n)
 	}
 	w.set(func() { w.bolted = map[string]bool{}; w.renews["a"] = true }) // as an upgrade of the definitions does
 	w.must(l.bolt.Sweep(t.Context()))
-	if n := bolted(); n != 5 {
+	if n := bolted(); n != 6 {
 		t.Errorf("%d are bolted after a sweep", n)
 	}
 	l.until("the incident is closed", step(w, v1alpha1.StepClosed))
 	l.end()
-	if n := bolted(); n != 5 {
+	if n := bolted(); n != 6 {
 		t.Errorf("%d are bolted before anybody swept", n)
 	}
 	w.must(w.boot().bolt.Sweep(t.Context()))

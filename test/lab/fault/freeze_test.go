@@ -170,13 +170,12 @@ func TestHaltedIsSeenThreadByThread(t *testing.T) {
 			f.directory = filepath.Join(f.directory, "pod")
 			startTicker(t, f, f.directory)
 			within(t, f.Freeze)
-			halted, err := f.allHalted()
-			if err != nil || !halted {
-				t.Errorf("a frozen cgroup counts as halted: %v, %v; want true", halted, err)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			if err := await.Until(ctx, "a frozen cgroup to count as halted", f.allHalted); err != nil {
+				t.Error(err)
 			}
 			within(t, f.Thaw)
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-			defer cancel()
 			if err := await.Until(ctx, "a thawed cgroup to count as running", func() (bool, error) {
 				halted, err := f.allHalted()
 				return !halted, err
