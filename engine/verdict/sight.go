@@ -116,6 +116,8 @@ func (in *sight) attest() {
 func (in *sight) attestGap(a evidence.Attestation) string {
 	_, since := in.Life(a.Seen)
 	switch {
+	case in.Journal.ProofRecorded && len(in.contradicted)+len(in.outdated) > 0:
+		return "a device on which the loss rested said Off, and the host showed life since"
 	case in.policy.MinimumProof > evidence.StrengthAttested:
 		return fmt.Sprintf("%s is asked for (minimumProof)", in.policy.MinimumProof)
 	case !in.Journal.Open():
