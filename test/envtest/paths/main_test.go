@@ -14,11 +14,13 @@ import (
 	"testing"
 	"time"
 
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -51,7 +53,8 @@ const (
 )
 
 // identities may do everything that RBAC can give but the verbs that are not in discovery (override, impersonate,
-// escalate, bind); the editor has the ClusterRole edit in the scene's namespace.
+// escalate, bind); the editor has what the ClusterRole edit is made of,
+// in the scene's namespace.
 var identities = []identity{
 	{name: admin, user: "admin-without-override"},
 	controller("node-controller"),
@@ -122,6 +125,9 @@ var guard = sync.OnceValue(func() error {
 	if err := grant(ctx); err != nil {
 		return err
 	}
+	if err := allowed(ctx, holdfast.user, "", "delete"); err != nil {
+		return err
+	}
 	if err := us.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: admission.DefaultNamespace}}); err != nil {
 		return err
 	}
@@ -140,6 +146,17 @@ var guard = sync.OnceValue(func() error {
 	}
 	return install(ctx, us)
 })
+
+// allowed waits until the authorizer knows that the user may use the verb on pods: it takes a moment to hear of new bindings.
+func allowed(ctx context.Context, user, namespace, verb string) error {
+	return wait.PollUntilContextTimeout(ctx, 20*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User: user, ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: namespace, Verb: verb, Resource: "pods"},
+		}}
+		err := cluster.Client.Create(ctx, review)
+		return review.Status.Allowed, err
+	})
+}
 
 // bolted is what the manager writes on its own objects while something is held.
 var bolted = map[string]string{v1alpha1.LabelHold: "armed"}

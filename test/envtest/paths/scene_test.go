@@ -58,7 +58,7 @@ func set(ctx context.Context, t *testing.T) *scene {
 		driver: name("csi") + ".example.com"}
 	us := holdfast.client(t)
 	space, host, pv, claim, va, pod := s.spaceObject(), s.hostObject(), s.volumeObject(), s.claimObject(), s.attachmentObject(), s.writerObject()
-	for _, o := range []client.Object{space, host, s.leaseObject(), s.driverObject(), pv, claim, va, s.setObject(), s.appObject(), s.incidentObject(), s.editorRights(), pod,
+	for _, o := range []client.Object{space, host, s.leaseObject(), s.driverObject(), pv, claim, va, s.setObject(), s.appObject(), s.incidentObject(), pod,
 		s.newcomerObject()} {
 		if err := us.Create(ctx, o); err != nil {
 			t.Fatalf("%T %s: %v", o, o.GetName(), err)
@@ -71,6 +71,8 @@ func set(ctx context.Context, t *testing.T) *scene {
 	must(t, us.Status().Patch(ctx, &v1alpha1.HostIncident{ObjectMeta: metav1.ObjectMeta{Name: s.incident}}, merge(`{"status":{"step":"Holding"}}`)))
 	must(t, us.Status().Patch(ctx, pv, merge(`{"status":{"phase":"Bound"}}`)))
 	must(t, us.Status().Patch(ctx, claim, merge(`{"status":{"phase":"Bound"}}`)))
+	must(t, cluster.Client.Create(ctx, s.editorRights()))
+	must(t, allowed(ctx, "editor", s.namespace, "delete"))
 	s.pod, s.va, s.host, s.claim, s.pv, s.space = pod.UID, va.UID, host.UID, claim.UID, pv.UID, space.UID
 	return s
 }
@@ -192,7 +194,7 @@ func (s *scene) incidentObject() *v1alpha1.HostIncident {
 }
 
 func (s *scene) editorRights() *rbacv1.RoleBinding {
-	return &rbacv1.RoleBinding{ObjectMeta: s.in("editor"), RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "edit"},
+	return &rbacv1.RoleBinding{ObjectMeta: s.in("editor"), RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "system:aggregate-to-edit"},
 		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: "editor"}}}
 }
 

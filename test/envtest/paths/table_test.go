@@ -94,7 +94,7 @@ const (
 // table knows every resource that can be written.
 var table = map[string]entry{
 	"pods": {object: writerOf, deletes: true,
-		patches: append([]string{`{"spec":{"activeDeadlineSeconds":1}}`, `{"spec":{"containers":[{"name":"db","image":"other"}]}}`, `{"spec":{"nodeName":"elsewhere"}}`,
+		patches: append([]string{`{"spec":{"activeDeadlineSeconds":1}}`, `{"spec":{"containers":[{"name":"db","image":"other","resources":{"requests":{"cpu":"100m"}}}]}}`, `{"spec":{"nodeName":"elsewhere"}}`,
 			`{"status":{"phase":"Failed"}}`, `{"metadata":{"deletionTimestamp":"2020-01-01T00:00:00Z","deletionGracePeriodSeconds":0}}`}, onMetadata...),
 		creates: newWriters,
 		and:     &newcomerEntry,
@@ -197,6 +197,7 @@ var table = map[string]entry{
 			return &v1alpha1.GuardConfig{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.GuardConfigName}}
 		}}}},
 	"guardconfigs/status":    {object: theConfig, patches: []string{`{"status":{"policyVersion":"99-x"}}`, jsonNoHold}},
+	"hostattestations":       {known: "Whoever may create a HostAttestation"},
 	"fencingprofiles":        {cannot: "says how hosts are fenced: without one nothing is fenced, and the hold stands; a proof is bound to the machine's identity"},
 	"fencingprofiles/status": {cannot: "is what Holdfast has found of devices, for people to read; written by Holdfast only (rule ProfileStatus)"},
 	"customresourcedefinitions": {object: theIncidentKind, deletes: true, patches: []string{jsonNoHold, jsonNoLabels, jsonOverride, jsonNoFinalizers, unserved},
