@@ -21,6 +21,7 @@ import (
 	validator "github.com/operator-framework/api/pkg/validation/interfaces"
 	registry "github.com/operator-framework/operator-registry/pkg/lib/bundle"
 	"github.com/sirupsen/logrus"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 )
 
 const dir = "../../bundle"
@@ -79,6 +80,9 @@ func TestNoValidatorErrsOrWarns(t *testing.T) {
 					t.Errorf("%s: %v", result.Name, e)
 				}
 				for _, w := range result.Warnings {
+					if strings.Contains(w.Error(), "permissions to create CRD") && onlyLabelsItsOwnKinds(bundle) {
+						continue // the validator takes patch for create
+					}
 					t.Errorf("%s: warning: %v", result.Name, w)
 				}
 			}
@@ -86,8 +90,34 @@ func TestNoValidatorErrsOrWarns(t *testing.T) {
 	}
 }
 
+// onlyLabelsItsOwnKinds reports whether the operator may read and patch definitions that it owns, by name, and may do nothing else with any.
+func onlyLabelsItsOwnKinds(bundle *manifests.Bundle) bool {
+	owned := func(name string) bool {
+		return slices.ContainsFunc(bundle.V1CRDs, func(crd *apiextensionsv1.CustomResourceDefinition) bool { return crd.Name == name })
+	}
+	for _, permissions := range bundle.CSV.Spec.InstallStrategy.StrategySpec.ClusterPermissions {
+		for _, rule := range permissions.Rules {
+			if !slices.Contains(rule.Resources, "customresourcedefinitions") {
+				continue
+			}
+			if !slices.Equal(rule.Verbs, []string{"get", "patch"}) || len(rule.ResourceNames) == 0 || slices.ContainsFunc(rule.ResourceNames, func(name string) bool { return !owned(name) }) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// hasStatus reports whether the kind has a status.
+func hasStatus(bundle *manifests.Bundle, kind string) bool {
+	return slices.ContainsFunc(bundle.V1CRDs, func(crd *apiextensionsv1.CustomResourceDefinition) bool {
+		return crd.Spec.Names.Kind == kind && crd.Spec.Versions[0].Subresources != nil && crd.Spec.Versions[0].Subresources.Status != nil
+	})
+}
+
 func TestEveryKindIsOwnedDescribedAndShown(t *testing.T) {
-	csv := load(t).CSV
+	bundle := load(t)
+	csv := bundle.CSV
 	var examples []struct {
 		Kind string
 		Spec map[string]any
@@ -101,7 +131,7 @@ func TestEveryKindIsOwnedDescribedAndShown(t *testing.T) {
 		if crd.DisplayName == "" || crd.Description == "" || len(crd.Resources) == 0 {
 			t.Errorf("%s has no display name, no description or no resources", crd.Kind)
 		}
-		if len(crd.SpecDescriptors) == 0 || len(crd.StatusDescriptors) == 0 {
+		if len(crd.SpecDescriptors) == 0 || (len(crd.StatusDescriptors) == 0 && hasStatus(bundle, crd.Kind)) {
 			t.Errorf("%s has no descriptors", crd.Kind)
 		}
 	}
