@@ -52,7 +52,7 @@ func ParseClaims(annotation string) []Claim {
 func AppOf(annotation string, claimNames []string) string {
 	for _, c := range ParseClaims(annotation) {
 		for _, name := range claimNames {
-			if _, covers := c.covers(name); covers {
+			if c.Covers(name) {
 				return c.App
 			}
 		}
@@ -72,6 +72,12 @@ func Newcomer(annotation, podName string, claimNames []string) bool {
 		}
 	}
 	return false
+}
+
+// Covers says whether the entry stands for the claim.
+func (c Claim) Covers(name string) bool {
+	_, ok := c.covers(name)
+	return ok
 }
 
 // covers says whether the entry stands for the claim, and with which digits in place of the star.

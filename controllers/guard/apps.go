@@ -146,7 +146,7 @@ func (a App) guardClaims(ctx context.Context, c client.Reader) error {
 	}
 	for _, e := range entries {
 		for i := range claims.Items {
-			if Covers(e, claims.Items[i].Name) {
+			if e.Covers(claims.Items[i].Name) {
 				a.Claims[claims.Items[i].Name] = true
 			}
 		}
@@ -162,16 +162,11 @@ func (a App) Entries() []admission.Claim {
 		out = a.Workload.Claims(a.Name)
 	}
 	for _, claim := range slices.Sorted(maps.Keys(a.Claims)) {
-		if !slices.ContainsFunc(out, func(e admission.Claim) bool { return Covers(e, claim) }) {
+		if !slices.ContainsFunc(out, func(e admission.Claim) bool { return e.Covers(claim) }) {
 			out = append(out, admission.Claim{App: a.Name, Name: claim})
 		}
 	}
 	return out
-}
-
-// Covers reports whether an entry of the list of guarded claims is about the claim of this name.
-func Covers(e admission.Claim, claim string) bool {
-	return admission.AppOf(admission.FormatClaims([]admission.Claim{{App: "any", Name: e.Name}}), []string{claim}) != ""
 }
 
 // All returns the app's own pods and those of others on its claims.

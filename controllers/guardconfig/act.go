@@ -181,10 +181,7 @@ func (b *Bolt) label(ctx context.Context, kind schema.GroupVersionKind, name str
 		return nil
 	}
 	base := o.DeepCopy()
-	if o.Labels == nil {
-		o.Labels = map[string]string{}
-	}
-	o.Labels[v1alpha1.LabelHold] = boltValue
+	metav1.SetMetaDataLabel(&o.ObjectMeta, v1alpha1.LabelHold, boltValue)
 	if !shoot {
 		delete(o.Labels, v1alpha1.LabelHold)
 	}

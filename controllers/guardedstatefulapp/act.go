@@ -14,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
@@ -219,10 +220,7 @@ func (r *Reconciler) markPods(ctx context.Context, s *sighting) error {
 			app = cmp.Or(admission.AppOf(ns.Annotations[v1alpha1.AnnotationClaims], claims), app)
 		}
 		base := p.DeepCopy()
-		if p.Labels == nil {
-			p.Labels = map[string]string{}
-		}
-		p.Labels[v1alpha1.LabelApp] = app
+		metav1.SetMetaDataLabel(&p.ObjectMeta, v1alpha1.LabelApp, app)
 		if err := r.Client.Patch(ctx, p, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
 			failed = append(failed, fmt.Errorf("label pod %s/%s: %w", p.Namespace, p.Name, err))
 		}
@@ -261,10 +259,7 @@ func (r *Reconciler) markNodes(ctx context.Context) error {
 
 func (r *Reconciler) markNode(ctx context.Context, n *corev1.Node, carries bool) error {
 	base := n.DeepCopy()
-	if n.Labels == nil {
-		n.Labels = map[string]string{}
-	}
-	n.Labels[v1alpha1.LabelCarries] = "guarded"
+	metav1.SetMetaDataLabel(&n.ObjectMeta, v1alpha1.LabelCarries, "guarded")
 	if !carries {
 		var pods corev1.PodList
 		if err := r.Live.List(ctx, &pods, client.HasLabels{v1alpha1.LabelApp}); err != nil {
@@ -278,14 +273,20 @@ func (r *Reconciler) markNode(ctx context.Context, n *corev1.Node, carries bool)
 	return client.IgnoreNotFound(r.Client.Patch(ctx, n, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})))
 }
 
-// markAttachments marks those of every PersistentVolume that stands for one of the app's volumes.
-func (r *Reconciler) markAttachments(ctx context.Context, s *sighting) error {
-	volumes := map[string]bool{}
+// volumes are the names of all PersistentVolumes that stand for one of the app's volumes.
+func (s *sighting) volumes() map[string]bool {
+	out := map[string]bool{}
 	for claim := range s.guarded.Claims {
 		for _, pv := range s.claims.PersistentVolumes(s.app.Namespace + "/" + claim) {
-			volumes[pv] = true
+			out[pv] = true
 		}
 	}
+	return out
+}
+
+// markAttachments marks those of every PersistentVolume that stands for one of the app's volumes.
+func (r *Reconciler) markAttachments(ctx context.Context, s *sighting) error {
+	volumes := s.volumes()
 	var list storagev1.VolumeAttachmentList
 	if err := r.Client.List(ctx, &list); err != nil {
 		return err
@@ -297,10 +298,7 @@ func (r *Reconciler) markAttachments(ctx context.Context, s *sighting) error {
 			continue
 		}
 		base := a.DeepCopy()
-		if a.Labels == nil {
-			a.Labels = map[string]string{}
-		}
-		a.Labels[v1alpha1.LabelGuardedVolume] = s.app.Name
+		metav1.SetMetaDataLabel(&a.ObjectMeta, v1alpha1.LabelGuardedVolume, s.app.Name)
 		if err := r.Client.Patch(ctx, a, client.MergeFrom(base)); client.IgnoreNotFound(err) != nil {
 			failed = append(failed, fmt.Errorf("mark attachment %s: %w", a.Name, err))
 		}
@@ -311,12 +309,7 @@ func (r *Reconciler) markAttachments(ctx context.Context, s *sighting) error {
 // markVolumes marks every PersistentVolume that stands for one of the app's volumes, or takes the mark off as the app goes, and marks the drivers of all
 // marked ones. Another app on the same volume marks it again.
 func (r *Reconciler) markVolumes(ctx context.Context, s *sighting, guarded bool) error {
-	ours := map[string]bool{}
-	for claim := range s.guarded.Claims {
-		for _, pv := range s.claims.PersistentVolumes(s.app.Namespace + "/" + claim) {
-			ours[pv] = true
-		}
-	}
+	ours := s.volumes()
 	var volumes corev1.PersistentVolumeList
 	if err := r.Client.List(ctx, &volumes); err != nil {
 		return err

@@ -254,10 +254,7 @@ func (r *Reconciler) arm(ctx context.Context, w *world, uid string) error {
 		return err
 	}
 	base := p.DeepCopy()
-	if p.Labels == nil {
-		p.Labels = map[string]string{}
-	}
-	p.Labels[v1alpha1.LabelHold] = w.incident.Name
+	metav1.SetMetaDataLabel(&p.ObjectMeta, v1alpha1.LabelHold, w.incident.Name)
 	if p.DeletionTimestamp == nil { // the API refuses new finalizers on a pod that is terminating
 		controllerutil.AddFinalizer(p, v1alpha1.FinalizerHold)
 	}

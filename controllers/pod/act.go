@@ -103,7 +103,7 @@ func (s *sighting) close(claim string) {
 // isClosed reports whether a claim is listed without a place: then no pod at all starts on it without waiting.
 func (s *sighting) isClosed(claim string) bool {
 	return slices.ContainsFunc(admission.ParseClaims(s.namespace.Annotations[v1alpha1.AnnotationClaims]), func(e admission.Claim) bool {
-		return e.Place == "" && guard.Covers(e, claim)
+		return e.Place == "" && e.Covers(claim)
 	})
 }
 
@@ -120,10 +120,7 @@ func (s *sighting) annotate(key, value string) {
 		delete(s.namespace.Annotations, key)
 		return
 	}
-	if s.namespace.Annotations == nil {
-		s.namespace.Annotations = map[string]string{}
-	}
-	s.namespace.Annotations[key] = value
+	metav1.SetMetaDataAnnotation(&s.namespace.ObjectMeta, key, value)
 }
 
 // write writes the Namespace, if its lists were changed, under the lock of the version that was read.

@@ -129,11 +129,11 @@ func TestOneWay(t *testing.T) {
 		t.Helper()
 		var receiver net.PacketConn
 		w.do(netns.Do(toNS, func() (err error) {
-			receiver, err = net.ListenPacket("udp4", net.JoinHostPort(to, "9"))
+			receiver, err = net.ListenPacket("udp4", net.JoinHostPort(to, "0")) // a process that others fork may hold a port a moment longer
 			return err
 		}))
 		defer receiver.Close()
-		sender, err := netns.Dialer(fromNS)(t.Context(), "udp4", net.JoinHostPort(to, "9"))
+		sender, err := netns.Dialer(fromNS)(t.Context(), "udp4", receiver.LocalAddr().String())
 		w.do(err)
 		defer sender.Close()
 		if _, err := sender.Write([]byte("x")); err != nil {
