@@ -4,6 +4,7 @@
 package components
 
 import (
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -46,4 +47,43 @@ func TestTheKubernetesVersionIsThePinnedOne(t *testing.T) {
 			t.Errorf("the linker flags lack %q: %s", want, flags)
 		}
 	}
+}
+
+// TestTheAttacherSharesWhatKubernetesCompiles guards the time of a cold build: with another version of one module low in the tree, the attacher compiles
+// three minutes' worth of packages a second time.
+func TestTheAttacherSharesWhatKubernetesCompiles(t *testing.T) {
+	shared := versions(t, "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", "k8s.io/kubernetes/cmd/kube-controller-manager")
+	common := 0
+	for module, version := range versions(t, "csi-attacher", "github.com/kubernetes-csi/external-attacher/v4/cmd/csi-attacher") {
+		want, ok := shared[module]
+		if !ok {
+			continue
+		}
+		common++
+		if version != want {
+			t.Errorf("csi-attacher is built with %s %s, Kubernetes with %s: replace it in csi-attacher/go.mod", module, version, want)
+		}
+	}
+	if common < 20 {
+		t.Errorf("the attacher has %d modules in common with Kubernetes; want at least client-go and what it rests on", common)
+	}
+}
+
+// versions are those of the modules, by path, that the packages are built from.
+func versions(t *testing.T, dir string, packages ...string) map[string]string {
+	t.Helper()
+	format := "{{with .Module}}{{.Path}} {{if .Replace}}{{.Replace.Version}}{{else}}{{.Version}}{{end}}{{end}}"
+	cmd := exec.CommandContext(t.Context(), "go", append([]string{"list", "-mod=readonly", "-deps", "-f", format}, packages...)...)
+	cmd.Dir = dir
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %v", cmd.Args, err)
+	}
+	found := map[string]string{}
+	for line := range strings.Lines(string(out)) {
+		if module, version, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
+			found[module] = version
+		}
+	}
+	return found
 }
