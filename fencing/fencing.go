@@ -126,7 +126,8 @@ type Reading struct {
 	Identity string
 	// Took is how long the device needed.
 	Took time.Duration
-	// Detail is what the device said in words, for people; never a secret.
+	// Detail is what the device said in words, for people; never a secret. Where Power is PowerUnreadable without an error, it names
+	// the device by its address.
 	Detail string
 }
 
@@ -144,15 +145,17 @@ type Receipt struct {
 type Driver interface {
 	// Describe says what an isolation by this driver proves and covers.
 	Describe() Description
-	// Observe reads power state and identity, in one session, and changes nothing. An error means that nothing is known; the
-	// reading says PowerUnreadable then.
+	// Observe reads power state and identity, in one session, and changes nothing. An error means that nothing is known, and names
+	// the device by its address; the reading says PowerUnreadable then. PowerGone is said only by a driver whose provider
+	// answers, with the machine's identity, that the machine exists no more; "not found" is an error.
 	Observe(ctx context.Context, t Target) (Reading, error)
 	// Isolate commands the host off, at once and hard, and returns when the device has taken the command. It is idempotent: it
 	// gives the command also when the device reads Off already. In the same session, before the command, it reads the
 	// identity and calls permit with it, once; if permit refuses, it returns that error and has commanded nothing. Every
-	// error but ErrUnclear means that the command was not taken.
+	// error but ErrUnclear means that the command was not taken. On a machine that is gone it asks permit all the same and then
+	// answers without error; the receipt says PowerGone.
 	Isolate(ctx context.Context, t Target, permit func(identity string) error) (Receipt, error)
-	// Release lets the host run again: it commands power on. It is idempotent.
+	// Release lets the host run again: it commands power on. It is idempotent. It never makes a machine again that is gone.
 	Release(ctx context.Context, t Target) (Receipt, error)
 }
 

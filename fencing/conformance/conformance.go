@@ -52,6 +52,15 @@ var clauses = []struct {
 	{"a call whose context has ended does nothing", ended},
 	{"a call returns when its context is cancelled", cancelled},
 	{"a target without address is invalid", invalid},
+	{"a power that is neither on nor off is unreadable, and the words name the device", unreadable},
+	{"an answer that makes no sense is unreadable, and the words name the device", garbage},
+	{"a device that cannot say its power is commanded all the same", unreadableIsolated},
+	{"gone is said by a driver that can know it, and by no other", goneOrNever},
+	{"a machine that exists no more reads gone, with its identity, until it is made again", gone},
+	{"what could not be found, or could not be asked, is not gone", notFound},
+	{"gone is said of the machine that the device names, and of no other", goneOfAnother},
+	{"isolate of a machine that is gone asks permit and is answered", isolatesGone},
+	{"release makes no machine again that is gone", releasesGone},
 }
 
 func describes(b *bench) {
@@ -312,12 +321,158 @@ func invalid(b *bench) {
 	})
 }
 
+func unreadable(b *bench) { unread(b, FaultUnreadable) }
+
+func garbage(b *bench) { unread(b, FaultGarbage) }
+
+// unread wants a reading that knows nothing, whatever is really so, and says of which device.
+func unread(b *bench, f Fault) {
+	for _, on := range []bool{true, false} {
+		b.host.Truth.SetOn(b, on)
+		b.setFault(f)
+		r, err := b.observe()
+		if r.Power != fencing.PowerUnreadable {
+			b.Errorf("%s, with the host really on: %v: observe says %v (%v), want Unreadable", f, on, r.Power, err)
+		}
+		said := r.Detail
+		if err != nil {
+			said = err.Error()
+		}
+		if !strings.Contains(said, b.host.Target.Address) {
+			b.Errorf("%s: the words %q do not name the device %s", f, said, b.host.Target.Address)
+		}
+	}
+	b.wantOff(0)
+}
+
+func unreadableIsolated(b *bench) {
+	b.setFault(FaultUnreadable)
+	r, err := b.isolate(b.sameMachine)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if r.Before != fencing.PowerUnreadable {
+		b.Errorf("before the command the power could not be read, the receipt says %v", r.Before)
+	}
+	b.wantOff(1)
+	b.wantOn(false)
+}
+
+// goneOrNever looks at the device in every fault, with the host on and off: each call judges whether Gone could be known, and here no
+// machine is gone.
+func goneOrNever(b *bench) {
+	for _, f := range faults {
+		b.setFault(f)
+		for _, on := range []bool{true, false} {
+			b.host.Truth.SetOn(b, on)
+			if r, err := b.observe(); r.Power == fencing.PowerGone {
+				b.Errorf("%s, with the host really on: %v: observe says Gone (%v) of a machine that exists", f, on, err)
+			}
+		}
+		if r, err := b.isolate(func(string) error { return fencing.ErrIdentity }); r.Before == fencing.PowerGone {
+			b.Errorf("%s: the receipt says Gone (%v) of a machine that exists", f, err)
+		}
+	}
+	b.wantOff(0)
+}
+
+func gone(b *bench) {
+	p, ok := b.provider()
+	if !ok {
+		return // goneOrNever has the other half
+	}
+	for _, removed := range []bool{true, false} {
+		want := fencing.PowerOn
+		if removed {
+			p.Remove(b)
+			want = fencing.PowerGone
+		} else {
+			p.SetOn(b, true)
+		}
+		r, err := b.observe()
+		if err != nil || r.Power != want {
+			b.Errorf("removed: %v, observe says %v (%v), want %v", removed, r.Power, err, want)
+		}
+		if err := b.sameMachine(r.Identity); err != nil {
+			b.Errorf("removed: %v: %v", removed, err)
+		}
+	}
+	b.wantOff(0)
+}
+
+func notFound(b *bench) {
+	p, ok := b.provider()
+	if !ok {
+		return
+	}
+	p.Remove(b)
+	for _, f := range []Fault{FaultDead, FaultSlow, FaultWrongPassword, FaultUnreadable, FaultGarbage} {
+		b.setFault(f)
+		if r, err := b.observe(); r.Power != fencing.PowerUnreadable {
+			b.Errorf("%s: observe says %v (%v), want Unreadable: nobody has said that the machine is gone", f, r.Power, err)
+		}
+	}
+	b.setFault(FaultNone)
+	b.host.Target = p.Stranger(b)
+	if r, err := b.observe(); err == nil || r.Power != fencing.PowerUnreadable {
+		b.Errorf("a machine that never was: observe says %v (%v), want Unreadable with an error", r.Power, err)
+	}
+	b.wantOff(0)
+}
+
+func goneOfAnother(b *bench) {
+	p, ok := b.provider()
+	if !ok {
+		return
+	}
+	p.Remove(b)
+	b.setFault(FaultWrongIdentity)
+	if r, err := b.observe(); err != nil || b.sameMachine(r.Identity) == nil {
+		b.Errorf("the device belongs to another machine, observe says %v of %q (%v)", r.Power, r.Identity, err)
+	}
+	if _, err := b.isolate(b.sameMachine); !errors.Is(err, fencing.ErrIdentity) {
+		b.Errorf("isolate: error %v, want the one of permit, %v", err, fencing.ErrIdentity)
+	}
+	b.wantOff(0)
+}
+
+func isolatesGone(b *bench) {
+	p, ok := b.provider()
+	if !ok {
+		return
+	}
+	p.Remove(b)
+	var asked []string
+	r, err := b.isolate(func(identity string) error { asked = append(asked, identity); return b.sameMachine(identity) })
+	if err != nil || r.Before != fencing.PowerGone || len(asked) != 1 || asked[0] != r.Identity {
+		b.Errorf("isolate: error %v, before %v, permit asked about %q; want no error, Gone, and permit asked once about %q", err, r.Before, asked, r.Identity)
+	}
+	if now, err := b.observe(); err != nil || now.Power != fencing.PowerGone {
+		b.Errorf("afterwards the device reads %v (%v), want Gone", now.Power, err)
+	}
+	b.wantOn(false)
+}
+
+func releasesGone(b *bench) {
+	p, ok := b.provider()
+	if !ok {
+		return
+	}
+	p.Remove(b)
+	_, _ = b.release() // what it answers is its own affair
+	if now, err := b.observe(); err != nil || now.Power != fencing.PowerGone {
+		b.Errorf("after release the device reads %v (%v), want Gone", now.Power, err)
+	}
+	b.wantOn(false)
+}
+
 // everyCall makes each of the three calls in a context of its own, which must fail, and lets check judge the error. What comes
 // with an error claims nothing.
 func (b *bench) everyCall(within func() context.Context, check func(call string, err error)) {
 	b.Helper()
 	reading, err := b.driver.Observe(within(), b.host.Target)
 	check("observe", err)
+	b.knows(reading.Power)
 	if reading.Power != fencing.PowerUnreadable {
 		b.Errorf("observe: power %v with an error, want Unreadable", reading.Power)
 	}

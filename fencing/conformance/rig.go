@@ -42,6 +42,16 @@ type Truth interface {
 	Commands(t testing.TB) Commands
 }
 
+// Provider is a Truth whose driver can know that a machine exists no more. A driver over any other Truth must never say PowerGone.
+// SetOn of a machine that was removed makes the same machine again.
+type Provider interface {
+	Truth
+	// Remove takes the machine away for good; the provider still knows that it was.
+	Remove(t testing.TB)
+	// Stranger is a target that the provider never had a machine for, with good credentials.
+	Stranger(t testing.TB) fencing.Target
+}
+
 // Commands counts the power commands that a device took, whether it carried them out or not.
 type Commands struct {
 	Off, On int
@@ -69,7 +79,15 @@ const (
 	FaultWrongIdentity Fault = "wrong-identity"
 	// FaultUnanswered: the device takes power commands and carries them out, but no answer to them arrives.
 	FaultUnanswered Fault = "unanswered"
+	// FaultUnreadable: the device answers, and says neither that the host is on nor that it is off.
+	FaultUnreadable Fault = "unreadable"
+	// FaultGarbage: what the device answers about the power makes no sense.
+	FaultGarbage Fault = "garbage"
 )
+
+// faults are all of them.
+var faults = []Fault{FaultNone, FaultDead, FaultSlow, FaultWrongPassword, FaultIgnore, FaultLieOff, FaultWrongIdentity, FaultUnanswered,
+	FaultUnreadable, FaultGarbage}
 
 // bench is one host in one test.
 type bench struct {
@@ -107,10 +125,12 @@ func (b *bench) setFault(f Fault) {
 	b.host.Truth.SetFault(b, f)
 }
 
-// context ends after the rig's patience if waiting for its end is what the fault is about.
+// context ends after the rig's patience if waiting for its end is what the fault is about: garbage may be nothing that a driver takes for an answer.
 func (b *bench) context() context.Context {
 	wait := b.patience
-	if b.fault != FaultDead && b.fault != FaultSlow {
+	switch b.fault {
+	case FaultDead, FaultSlow, FaultGarbage:
+	default:
 		wait *= leisure
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), wait)
@@ -144,19 +164,36 @@ func (b *bench) wantOn(want bool) {
 func (b *bench) observe() (fencing.Reading, error) {
 	r, err := b.driver.Observe(b.context(), b.host.Target)
 	b.silent(err, r)
+	b.knows(r.Power)
 	return r, err
 }
 
 func (b *bench) isolate(permit func(string) error) (fencing.Receipt, error) {
 	r, err := b.driver.Isolate(b.context(), b.host.Target, permit)
 	b.silent(err, r)
+	b.knows(r.Before)
 	return r, err
 }
 
 func (b *bench) release() (fencing.Receipt, error) {
 	r, err := b.driver.Release(b.context(), b.host.Target)
 	b.silent(err, r)
+	b.knows(r.Before)
 	return r, err
+}
+
+// knows fails if the driver says Gone and nothing told it.
+func (b *bench) knows(p fencing.Power) {
+	b.Helper()
+	if _, can := b.host.Truth.(Provider); p == fencing.PowerGone && !can {
+		b.Error("the driver says Gone, and nothing can have told it: it must say Unreadable")
+	}
+}
+
+// provider is the truth of a driver that can know Gone; ok is false where there is nothing to test.
+func (b *bench) provider() (p Provider, ok bool) {
+	p, ok = b.host.Truth.(Provider)
+	return p, ok
 }
 
 // sameMachine is the permit that the controllers give.

@@ -31,6 +31,7 @@ const (
 	FaultWrongIdentity Fault = "wrong-identity" // says it belongs to another machine
 	FaultUnanswered    Fault = "unanswered"     // carries commands out, its answers get lost
 	FaultUnreadable    Fault = "unreadable"     // answers, but cannot say the power; takes commands
+	FaultGarbage       Fault = "garbage"        // what it answers makes no sense; takes nothing
 	FaultUnsupported   Fault = "unsupported"    // reads, but has no power control
 )
 
@@ -162,7 +163,7 @@ func (d Driver) Observe(ctx context.Context, t fencing.Target) (fencing.Reading,
 	d.world.perform(s.host, t.Address, Observe)
 	reading := fencing.Reading{Identity: s.identity, Took: s.took}
 	reading.Power = get(s.host, func() fencing.Power { return s.host.reads() })
-	reading.Detail = "fake power is " + reading.Power.String()
+	reading.Detail = "fake power of " + t.Address + " is " + reading.Power.String()
 	return reading, nil
 }
 
@@ -225,6 +226,8 @@ func (w *World) open(ctx context.Context, t fencing.Target) (session, error) {
 		return unreachable(ctx.Err().Error())
 	case !known || h.fault == FaultDead || h.fault == FaultSlow:
 		return unreachable("no answer")
+	case h.fault == FaultGarbage:
+		return unreachable("it answers what makes no sense")
 	case h.fault == FaultWrongPassword || h.credentials != t.Credentials:
 		return session{}, fmt.Errorf("%w: %s", fencing.ErrDenied, t.Address)
 	}

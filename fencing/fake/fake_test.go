@@ -38,6 +38,12 @@ func (tr truth) SetOn(_ testing.TB, on bool) {
 	tr.host.SetPower(power)
 }
 
+func (tr truth) Remove(testing.TB) { tr.host.SetPower(fencing.PowerGone) }
+
+func (truth) Stranger(testing.TB) fencing.Target {
+	return fencing.Target{Node: "node", Address: "192.0.2.250", Credentials: credentials}
+}
+
 func (tr truth) Identity(testing.TB) string { return tr.identity }
 
 func (tr truth) SetFault(_ testing.TB, f conformance.Fault) { tr.host.SetFault(fake.Fault(f)) }
@@ -69,6 +75,8 @@ func TestConformance(t *testing.T) {
 	}
 	conformance.Run(t, rig)
 }
+
+var _ conformance.Provider = truth{}
 
 func one(t *testing.T) (*fake.World, *fake.Host, fencing.Target) {
 	t.Helper()

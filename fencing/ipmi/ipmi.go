@@ -97,7 +97,7 @@ func (d Driver) command(ctx context.Context, t fencing.Target, action byte, perm
 	return receipt, err
 }
 
-// within calls do in a session with the target and ends the session.
+// within calls do in a session with the target and ends the session. Its errors name the device.
 func (d Driver) within(ctx context.Context, t fencing.Target, do func(*session) error) error {
 	a, err := accessOf(t)
 	if err != nil {
@@ -107,17 +107,23 @@ func (d Driver) within(ctx context.Context, t fencing.Target, do func(*session) 
 	if random == nil {
 		random = rand.Reader
 	}
+	named := func(err error) error {
+		if err != nil {
+			return fmt.Errorf("%s: %w", a.address, err)
+		}
+		return nil
+	}
 	l, hangUp, err := dial(ctx, a.address)
 	if err != nil {
-		return fmt.Errorf("%w: %w", fencing.ErrUnreachable, err)
+		return named(fmt.Errorf("%w: %w", fencing.ErrUnreachable, err))
 	}
 	defer hangUp()
 	s, err := openSession(ctx, l, a, random)
 	if err != nil {
-		return err
+		return named(err)
 	}
 	defer s.close()
-	return do(s)
+	return named(do(s))
 }
 
 // access is a target, checked.

@@ -4,6 +4,7 @@
 package ipmi
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"strings"
@@ -255,5 +256,25 @@ func TestThePermitComesRightBeforeTheCommand(t *testing.T) {
 	}
 	if got := s.Commands(t); got != (conformance.Commands{}) {
 		t.Errorf("the device took %+v, want nothing", got)
+	}
+}
+
+// A BMC does not know whether its machine exists at a provider: no answer that it can give says Gone, and Off is said by one bit only.
+func TestNoChassisStatusSaysGone(t *testing.T) {
+	for length := range 6 {
+		for first := range 256 {
+			body := bytes.Repeat([]byte{byte(first)}, length)
+			want := fencing.PowerUnreadable
+			switch {
+			case length >= 3 && first&1 == 1:
+				want = fencing.PowerOn
+			case length >= 3:
+				want = fencing.PowerOff
+			}
+			got, err := chassisOf(body)
+			if got.power != want || (err != nil) != (want == fencing.PowerUnreadable) {
+				t.Errorf("the answer %x says %v (%v), want %v", body, got.power, err, want)
+			}
+		}
 	}
 }

@@ -129,6 +129,11 @@ func (s *session) chassis(ctx context.Context) (chassis, error) {
 	if err != nil {
 		return chassis{power: fencing.PowerUnreadable}, beforeCommand(getChassisStatus.name, err)
 	}
+	return chassisOf(body)
+}
+
+// chassisOf reads the body of an answer to Get Chassis Status.
+func chassisOf(body []byte) (chassis, error) {
 	if len(body) < 3 {
 		return chassis{power: fencing.PowerUnreadable}, fmt.Errorf("%w: %s: %d bytes instead of 3 or 4", fencing.ErrUnreachable, getChassisStatus.name, len(body))
 	}

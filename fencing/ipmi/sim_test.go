@@ -71,6 +71,7 @@ case "$1 $2" in
 "get power")
 	read -r on < on
 	[ "$fault" = lie-off ] && on=0
+	[ "$fault" = unreadable ] && on=neither
 	echo "power:$on" ;;
 "set power")
 	echo "$2 $3" >> commands
@@ -241,7 +242,8 @@ func (s *sim) SetFault(t testing.TB, f conformance.Fault) {
 	s.write(t, "fault", string(f))
 	before := s.Commands(t)
 	s.wire.back(map[conformance.Fault]tamper{
-		conformance.FaultDead: drop,
+		conformance.FaultDead:    drop,
+		conformance.FaultGarbage: scramble,
 		conformance.FaultUnanswered: func(answer []byte) [][]byte {
 			if s.Commands(t) != before {
 				return nil
@@ -256,6 +258,14 @@ func (s *sim) SetFault(t testing.TB, f conformance.Fault) {
 type tamper func(answer []byte) [][]byte
 
 func drop([]byte) [][]byte { return nil }
+
+// scramble leaves an answer its length and its head, and nothing else.
+func scramble(answer []byte) [][]byte {
+	for i := payloadAt; i < len(answer); i++ {
+		answer[i] ^= 0xA5
+	}
+	return [][]byte{answer}
+}
 
 // wire is a UDP relay in front of a BMC.
 type wire struct {
