@@ -105,7 +105,7 @@ func (r *Reconciler) lookAgain(ctx context.Context, w *world, step plan.Step, bu
 	if fresh.incident.Status.JournalVersion > v1alpha1.JournalVersion {
 		return nil, fmt.Errorf("%w: a newer Holdfast has taken the incident over", errSofter)
 	}
-	again := plan.Make(verdict.Decide(fresh.seen, fresh.policy), fresh.seen, fresh.budget)
+	again := plan.Make(r.decide(fresh), fresh.seen, fresh.budget)
 	for _, s := range again.Steps {
 		if s.Kind == step.Kind && s.Target == step.Target {
 			return fresh, nil

@@ -49,7 +49,7 @@ type Reconciler struct {
 	CallDeadline time.Duration
 
 	phases phaseTimes
-	// began is when this process began to lead: a standby hears nobody.
+	// began is when this process began to lead, or when its view was last bad: a standby hears nobody, and silence that it met blind is nobody's.
 	began atomic.Int64
 	// fencing lets one Off command at a time be journalled and counted against the budget (invariant I5).
 	fencing sync.Mutex
@@ -58,7 +58,7 @@ type Reconciler struct {
 // Reconcile looks at one host.
 func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	w := r.gather(ctx, req.Name, fromCache)
-	if found := verdict.Decide(w.seen, w.policy); !w.concerns(found) {
+	if found := r.decide(w); !w.concerns(found) {
 		if w.doubted() {
 			// Asked from the first failed probe on, the port has answered or not when the application's own threshold is reached.
 			r.Board.WatchPort(req.Name, w.address)
@@ -70,13 +70,23 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	r.Board.WatchPort(req.Name, w.address)
 
 	w = r.gather(ctx, req.Name, live)
-	found := verdict.Decide(w.seen, w.policy)
+	found := r.decide(w)
 	todo := plan.Make(found, w.seen, w.budget)
 	if w.incident != nil && w.incident.Status.JournalVersion > v1alpha1.JournalVersion {
 		return r.again(w, todo), r.stand(ctx, w, found, todo)
 	}
 	err := r.act(ctx, w, found, todo)
 	return r.record(ctx, w, found, todo, err)
+}
+
+// decide gives the verdict on what was seen. Where it finds this process blind, the watch over every host begins anew: hosts come back one by one when a
+// view clears, and the first that is heard must not make the others' silence count.
+func (r *Reconciler) decide(w *world) verdict.Found {
+	found := verdict.Decide(w.seen, w.policy)
+	if found.Blind() {
+		r.began.Store(int64(w.seen.At))
+	}
+	return found
 }
 
 // concerns reports whether there is anything to do about the host: trouble on a host that carries writers, an incident that is open, or what is left of

@@ -400,7 +400,8 @@ type Cluster struct {
 	// and OtherNotBefore is then the last instant at which the latest such renewal had not yet happened.
 	HasOther       bool
 	OtherNotBefore Instant
-	// Observing is how long the observer has been looking: a fresh observer has seen nothing move yet.
+	// Observing is how long the observer has been looking with eyes that it trusts: since its start, or since the last look that found its view
+	// bad. A fresh observer has seen nothing move yet, and silence while the view was bad is no silence of the host's.
 	Observing time.Duration
 }
 
@@ -587,7 +588,8 @@ func (s Snapshot) Unreleased() []Writer {
 }
 
 // LastLife is the latest instant at which the host can have shown a sign of life to this observer: when the lease was first seen renewed,
-// or when an answered question was sent. For an observer that has seen nothing, it is the observer's own start.
+// or when an answered question was sent. For an observer that has seen nothing, it is the observer's own start, or when its view
+// was last bad.
 func (s Snapshot) LastLife() Instant {
 	last := s.At - Instant(s.Cluster.Observing)
 	see := func(i Instant) {

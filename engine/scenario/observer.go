@@ -13,7 +13,7 @@ import (
 
 // observer is what one life of a leader remembers. A crash loses all of it.
 type observer struct {
-	began         time.Duration
+	began         time.Duration // or when the view was last bad
 	lease, status motion
 	others        motion
 	port          evidence.Port
@@ -277,5 +277,9 @@ func (w *World) journalNow() evidence.Journal {
 // Decide gives the verdict on the world as it is seen now.
 func (w *World) Decide() (verdict.Found, evidence.Snapshot) {
 	s := w.Snapshot()
-	return verdict.Decide(s, w.Policy), s
+	found := verdict.Decide(s, w.Policy)
+	if found.Blind() {
+		w.eyes.began = w.now
+	}
+	return found, s
 }

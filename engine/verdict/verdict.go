@@ -117,6 +117,9 @@ func (f Found) Rule() string {
 	return f.Findings[0].Rule
 }
 
+// Blind reports whether the observer's own view was found bad, whatever the class.
+func (f Found) Blind() bool { return f.has("ObserverDeaf") || f.has("ManyHostsLate") }
+
 // Proof is why nothing on the host can write any more, in its boot. The zero value is no proof.
 type Proof struct {
 	// Parts are the methods that together cut every volume of every writer that is not released, in order of level.

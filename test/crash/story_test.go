@@ -199,6 +199,26 @@ func TestAHostThatHangsIsSwitchedOffOnce(t *testing.T) {
 	}
 }
 
+// TestSilenceThatWasMetBlindDoesNotCount lets every host fall silent, and one of them come back before the other: half a minute without life is no reason
+// to fence then, for nobody could have been heard in that time. What stays silent beside it is fenced in the end.
+func TestSilenceThatWasMetBlindDoesNotCount(t *testing.T) {
+	t.Parallel()
+	w := lawful(t, func(g *v1alpha1.GuardedStatefulApp) { g.Spec.OnHostLoss.ConfirmAfterSeconds = 15 })
+	l := w.boot()
+	l.settle()
+	w.hangs()
+	w.set(func() { w.renews["b"] = false })
+	l.until("the view is found bad", func() bool { return w.incident() != nil && w.incident().Status.Verdict == "Blind" })
+	l.while(30*time.Second, "blind, held and not switched off", func() bool { return isHeld(w.lost()) && w.count("Off") == 0 })
+	w.set(func() { w.renews["b"] = true })
+	l.until("the view is clear", func() bool { return w.incident().Status.Verdict == "Silent" })
+	l.while(10*time.Second, "given the time to speak", func() bool { return isHeld(w.lost()) && w.count("Off") == 0 })
+	l.until("the pod is released", func() bool { return w.lost() == nil })
+	if w.offs != 1 {
+		t.Errorf("switched off %d times", w.offs)
+	}
+}
+
 func TestAKubeletThatDiesAloneMovesNothing(t *testing.T) {
 	t.Parallel()
 	w := lawful(t)
