@@ -5,6 +5,7 @@ package admission_test
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -163,13 +164,12 @@ func binding(namespace, pod string) *corev1.Binding {
 	return &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: pod}, Target: corev1.ObjectReference{Kind: "Node", Name: ownNodeName}}
 }
 
-// TestWithoutMutatingPolicies shows what stands on Kubernetes 1.30 to 1.35, on an API server of its own that has never
-// been given the MutatingAdmissionPolicy: all but label and gate at birth. With the policies that need it, but without
-// it, nobody starts on a guarded claim unless label and gate are there.
+// TestWithoutMutatingPolicies shows what stands on Kubernetes 1.30 to 1.35, on an API server of its own that emulates
+// 1.34, the oldest that it can: it serves no MutatingAdmissionPolicy. All but label and gate at birth is proven. With the
+// policies that need it, but without it, nobody starts on a guarded claim unless label and gate are there.
 func TestWithoutMutatingPolicies(t *testing.T) {
-	ctx, old := t.Context(), bare(t)
+	ctx, old := t.Context(), emulating(t, 34)
 	us, user, other := old.client(t, holdfast), old.client(t, alice), scene{namespace: "shop"}
-	proveOn(t, old, admission.Capabilities{})
 
 	// Nothing comes by itself, and templates may bring both.
 	plainOne := newcomer(other, nil)
@@ -226,10 +226,22 @@ func (s server) client(t *testing.T, id identity) client.Client {
 	return c
 }
 
-// bare starts an API server, installs what one without MutatingAdmissionPolicy gets, and makes the namespace shop.
-func bare(t *testing.T) server {
+// TestTheFirstKubernetesWithMutatingPolicies shows that an API server that emulates 1.36 serves the MutatingAdmissionPolicy
+// without being asked to, and takes and enforces everything.
+func TestTheFirstKubernetesWithMutatingPolicies(t *testing.T) {
+	s := emulating(t, mutatingSince)
+	backup := newcomer(scene{namespace: "shop"}, nil)
+	must(t, s.client(t, alice).Create(t.Context(), backup))
+	if backup.Labels[v1alpha1.LabelApp] != "db" || !slices.Contains(backup.Spec.SchedulingGates, corev1.PodSchedulingGate{Name: v1alpha1.GateNewcomer}) {
+		t.Errorf("a newcomer was born with labels %v and gates %v", backup.Labels, backup.Spec.SchedulingGates)
+	}
+}
+
+// emulating starts an API server with the kinds and expressions of Kubernetes 1.minor, makes the namespace shop, installs
+// what that server gets, and waits until it is in force.
+func emulating(t *testing.T, minor uint) server {
 	t.Helper()
-	c, err := envtest.Start(t.Context())
+	c, err := envtest.Start(t.Context(), fmt.Sprintf("emulated-version=1.%d", minor))
 	must(t, err)
 	t.Cleanup(func() { must(t, c.Stop()) })
 	s := server{c}
@@ -244,13 +256,19 @@ func bare(t *testing.T) server {
 	} {
 		must(t, us.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: annotations}}))
 	}
-	in, err := admission.Install(t.Context(), us, admission.Identity{}, admission.Capabilities{})
+	caps, err := admission.Discover(us.RESTMapper())
+	must(t, err)
+	if caps != capabilities(minor) {
+		t.Fatalf("an API server of 1.%d can %+v, want %+v", minor, caps, capabilities(minor))
+	}
+	in, err := admission.Install(t.Context(), us, admission.Identity{}, caps)
 	must(t, err)
 	for _, name := range in.Written {
-		if strings.Contains(name, "Mutating") || strings.Contains(name, "holdfast-gated-newcomers") {
+		if !caps.MutatingPolicies && (strings.Contains(name, "Mutating") || strings.Contains(name, "holdfast-gated-newcomers")) {
 			t.Errorf("%s was installed", name)
 		}
 	}
+	proveOn(t, s, caps)
 	return s
 }
 
@@ -258,12 +276,12 @@ func bare(t *testing.T) server {
 func proveOn(t *testing.T, s server, caps admission.Capabilities) {
 	t.Helper()
 	proof, err := admission.Prove(t.Context(), admission.Canary{Holdfast: s.client(t, holdfast), Capabilities: caps, Patience: 30 * time.Second,
-		Servers: []admission.Server{{Name: "bare", Probe: s.client(t, canary)}}})
+		Servers: []admission.Server{{Name: "emulating", Probe: s.client(t, canary)}}})
 	must(t, err)
 	if !proof.Holds() {
 		t.Fatalf("not in force:\n%s", strings.Join(proof.Open(), "\n"))
 	}
-	if slices.Contains(proof.Servers[0].Proven, "label and gate at birth") {
-		t.Error("label and gate at birth are proven where there are none")
+	if slices.Contains(proof.Servers[0].Proven, "label and gate at birth") != caps.MutatingPolicies {
+		t.Errorf("of a server that can %+v this is proven: %q", caps, proof.Servers[0].Proven)
 	}
 }
