@@ -51,39 +51,56 @@ type Claims struct {
 	behind  map[string]string   // claim to volume
 	aliases map[string][]string // volume to claims
 	volumes map[string][]string // volume to PersistentVolumes
-	modes   map[string][]corev1.PersistentVolumeAccessMode
+	modes   map[string]modes
 }
 
-// ReadClaims reads which claims stand for which volumes.
+// modes are what the access modes of a claim come to.
+type modes struct{ many, onePod bool }
+
+// ReadClaims reads which claims stand for which volumes. A claim stands for the volume that it names, and only if there is none of that name for one that
+// names the claim: a volume that was released still does, when the claim of that name has long been another's.
+//
+// A cache hands out its own objects here, uncopied: nothing of them is changed or kept but strings. In a large cluster this is read at every look.
 func ReadClaims(ctx context.Context, c client.Reader) (*Claims, error) {
 	var volumes corev1.PersistentVolumeList
-	if err := c.List(ctx, &volumes); err != nil {
+	if err := c.List(ctx, &volumes, client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("list volumes: %w", err)
 	}
 	var claims corev1.PersistentVolumeClaimList
-	if err := c.List(ctx, &claims); err != nil {
+	if err := c.List(ctx, &claims, client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("list claims: %w", err)
 	}
-	out := &Claims{behind: map[string]string{}, aliases: map[string][]string{}, volumes: map[string][]string{}, modes: map[string][]corev1.PersistentVolumeAccessMode{}}
-	keys := map[string]string{}
+	out := &Claims{behind: make(map[string]string, len(claims.Items)), aliases: make(map[string][]string, len(volumes.Items)),
+		volumes: make(map[string][]string, len(volumes.Items)), modes: make(map[string]modes, len(claims.Items))}
+	keys := make(map[string]string, len(volumes.Items))
 	for i := range volumes.Items {
 		pv := &volumes.Items[i]
 		key := volumeKey(pv)
 		keys[pv.Name] = key
 		out.volumes[key] = append(out.volumes[key], pv.Name)
-		if ref := pv.Spec.ClaimRef; ref != nil {
-			out.bind(ref.Namespace+"/"+ref.Name, key)
-		}
 	}
 	for i := range claims.Items {
 		pvc := &claims.Items[i]
 		name := pvc.Namespace + "/" + pvc.Name
-		out.modes[name] = pvc.Spec.AccessModes
+		out.modes[name] = modesOf(pvc.Spec.AccessModes)
 		if key, ok := keys[pvc.Spec.VolumeName]; ok {
 			out.bind(name, key)
 		}
 	}
+	for i := range volumes.Items {
+		pv := &volumes.Items[i]
+		if ref := pv.Spec.ClaimRef; ref != nil {
+			out.bind(ref.Namespace+"/"+ref.Name, keys[pv.Name])
+		}
+	}
 	return out, nil
+}
+
+func modesOf(list []corev1.PersistentVolumeAccessMode) modes {
+	one := func(m corev1.PersistentVolumeAccessMode) bool {
+		return m != corev1.ReadWriteMany && m != corev1.ReadOnlyMany
+	}
+	return modes{many: len(list) > 0 && !slices.ContainsFunc(list, one), onePod: slices.Contains(list, corev1.ReadWriteOncePod)}
 }
 
 func (c *Claims) bind(claim, key string) {
@@ -95,19 +112,10 @@ func (c *Claims) bind(claim, key string) {
 }
 
 // Many reports whether a claim may be mounted by many hosts, and by nothing less.
-func (c *Claims) Many(claim string) bool {
-	for _, m := range c.modes[claim] {
-		if m != corev1.ReadWriteMany && m != corev1.ReadOnlyMany {
-			return false
-		}
-	}
-	return len(c.modes[claim]) > 0
-}
+func (c *Claims) Many(claim string) bool { return c.modes[claim].many }
 
 // OnePod reports whether a claim may be mounted by one pod only.
-func (c *Claims) OnePod(claim string) bool {
-	return slices.Contains(c.modes[claim], corev1.ReadWriteOncePod)
-}
+func (c *Claims) OnePod(claim string) bool { return c.modes[claim].onePod }
 
 // volumeKey is the same for PersistentVolumes that stand for the same storage.
 func volumeKey(pv *corev1.PersistentVolume) string {
