@@ -135,10 +135,15 @@ func (h Hosts) Of(p *corev1.Pod) string {
 	return found
 }
 
+// TerminalPhase reports whether a pod's phase says that it has stopped. Whether that is so depends on who wrote the phase: see [Finished].
+func TerminalPhase(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+}
+
 // Finished reports whether a pod has stopped by its own kubelet's word. Of a guarded pod nobody else can have said so; of another, its containers have to
 // say it too, because the pod garbage collector writes the phase alone.
 func Finished(p *corev1.Pod) bool {
-	if !finished(p) {
+	if !TerminalPhase(p) {
 		return false
 	}
 	statuses := slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses)

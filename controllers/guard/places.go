@@ -56,7 +56,7 @@ func (a App) Successors(lostHost string, serving func(*corev1.Pod) evidence.Serv
 	var out []evidence.Successor
 	for i := range a.Pods {
 		p := &a.Pods[i]
-		if p.Spec.NodeName == "" || p.Spec.NodeName == lostHost || finished(p) {
+		if p.Spec.NodeName == "" || p.Spec.NodeName == lostHost || TerminalPhase(p) {
 			continue
 		}
 		out = append(out, evidence.Successor{App: a.Key() + "/" + p.Name, Pod: p.Namespace + "/" + p.Name, Host: p.Spec.NodeName, Serving: serving(p)})
@@ -77,8 +77,4 @@ func (a App) Successors(lostHost string, serving func(*corev1.Pod) evidence.Serv
 		out[i].App = a.numbered(i)
 	}
 	return out
-}
-
-func finished(p *corev1.Pod) bool {
-	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 }

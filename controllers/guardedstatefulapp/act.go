@@ -361,7 +361,7 @@ func (r *Reconciler) probe(s *sighting) {
 	var targets []sight.Target
 	for i := range s.guarded.Pods {
 		p := &s.guarded.Pods[i]
-		if p.Status.PodIP == "" || p.Spec.NodeName == "" || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		if p.Status.PodIP == "" || p.Spec.NodeName == "" || guard.TerminalPhase(p) {
 			continue
 		}
 		targets = append(targets, sight.Target{App: key(&s.app), Pod: p.Namespace + "/" + p.Name, UID: string(p.UID), Host: p.Spec.NodeName,

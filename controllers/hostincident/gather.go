@@ -275,7 +275,7 @@ func (r *Reconciler) writer(ctx context.Context, w *world, p *corev1.Pod, app st
 		Terminating: p.DeletionTimestamp != nil,
 		Removed: p.DeletionTimestamp != nil && p.DeletionGracePeriodSeconds != nil && *p.DeletionGracePeriodSeconds == 0 &&
 			!slices.Contains(p.Finalizers, v1alpha1.FinalizerHold),
-		Finished: p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
+		Finished: guard.TerminalPhase(p),
 	})
 	a, ok := r.Board.App(uid)
 	if !ok {
@@ -304,8 +304,8 @@ func (r *Reconciler) exclusive(ctx context.Context, p *corev1.Pod) bool {
 	if err := r.Client.List(ctx, &list, client.MatchingFields{guard.IndexPodIP: p.Status.PodIP}); err != nil {
 		return false
 	}
-	for _, other := range list.Items {
-		if other.UID != p.UID && other.Status.Phase != corev1.PodSucceeded && other.Status.Phase != corev1.PodFailed {
+	for i := range list.Items {
+		if other := &list.Items[i]; other.UID != p.UID && !guard.TerminalPhase(other) {
 			return false
 		}
 	}
