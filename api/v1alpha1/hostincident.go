@@ -72,10 +72,12 @@ const (
 // Attempt is one Off command, journalled before it is given.
 type Attempt struct {
 	// ID is unique in the incident.
-	ID         string       `json:"id"`
-	Method     string       `json:"method"`
-	Level      int32        `json:"level"`
-	State      AttemptState `json:"state"`
+	ID     string       `json:"id"`
+	Method string       `json:"method"`
+	Level  int32        `json:"level"`
+	State  AttemptState `json:"state"`
+	// Device is the address and port of the device that was commanded: what another one reads says nothing of this attempt.
+	Device     string       `json:"device,omitempty"`
 	IntendedAt metav1.Time  `json:"intendedAt"`
 	AnsweredAt *metav1.Time `json:"answeredAt,omitempty"`
 	SettledAt  *metav1.Time `json:"settledAt,omitempty"`

@@ -6,7 +6,6 @@ package fencingprofile
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -40,7 +39,7 @@ func (r *Reconciler) act(ctx context.Context, s *sighting) {
 func (r *Reconciler) host(ctx context.Context, s *sighting, n *corev1.Node) v1alpha1.HostReadiness {
 	if rival := s.rivals[n.Name]; rival != "" {
 		return v1alpha1.HostReadiness{NodeName: n.Name, Ready: "False", Reason: v1alpha1.ReasonOverlap,
-			Message: fmt.Sprintf("FencingProfile %s selects this host as well, so neither fences it: narrow the nodeSelector of one", rival)}
+			Message: overlap(n.Name, rival)}
 	}
 	var first *v1alpha1.HostReadiness
 	for _, d := range r.Devices.For(ctx, &s.profile, n.Name, n.Status.NodeInfo.SystemUUID) {

@@ -5,6 +5,7 @@ package fencingprofile
 
 import (
 	"context"
+	"fmt"
 	"sort"
 
 	corev1 "k8s.io/api/core/v1"
@@ -61,4 +62,18 @@ func (r *Reconciler) gather(ctx context.Context, req ctrl.Request) (*sighting, e
 	}
 	sort.Slice(s.nodes, func(i, j int) bool { return s.nodes[i].Name < s.nodes[j].Name })
 	return s, nil
+}
+
+// conflict names the first host that another profile selects too; it is empty when there is none.
+func (s *sighting) conflict() string {
+	for _, n := range s.nodes {
+		if rival := s.rivals[n.Name]; rival != "" {
+			return overlap(n.Name, rival)
+		}
+	}
+	return ""
+}
+
+func overlap(node, rival string) string {
+	return fmt.Sprintf("FencingProfile %s selects host %s as well, so neither fences it: narrow the nodeSelector of one", rival, node)
 }

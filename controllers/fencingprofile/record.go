@@ -37,7 +37,7 @@ func (r *Reconciler) record(ctx context.Context, s *sighting) error {
 	}
 	well := st.Hosts > 0 && st.Unready == 0
 	set(v1alpha1.ConditionFencingReady, well, [2]string{v1alpha1.ReasonHostsReady, v1alpha1.ReasonHostsUnready}, message)
-	set(v1alpha1.ConditionConflicted, len(s.rivals) > 0, [2]string{v1alpha1.ReasonOverlap, v1alpha1.ReasonNoneNeeded}, "")
+	set(v1alpha1.ConditionConflicted, len(s.rivals) > 0, [2]string{v1alpha1.ReasonOverlap, v1alpha1.ReasonNoneNeeded}, s.conflict())
 	set(v1alpha1.ConditionReady, well, [2]string{v1alpha1.ReasonAllWell, v1alpha1.ReasonNotAllWell}, message)
 	return r.Client.Status().Update(ctx, &s.profile)
 }

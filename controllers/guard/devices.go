@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"time"
 
@@ -50,6 +51,36 @@ type Device struct {
 	SystemUUID string
 	// Err says why this method cannot be used for this host; the other fields but Method and Level are then not complete.
 	Err error
+}
+
+// Address tells devices apart: their address and port. It is empty where the method does not list the host.
+func (d Device) Address() string { return addressOf(d.Target.Address, d.Target.Port) }
+
+// AddressOf is the address of the device by which the profile's method reaches the host now; empty where there is none.
+func AddressOf(profile *v1alpha1.FencingProfile, method, node string) string {
+	if profile == nil {
+		return ""
+	}
+	for _, l := range profile.Spec.Levels {
+		for _, m := range l.Methods {
+			if m.Name != method || m.IPMI == nil {
+				continue
+			}
+			for _, h := range m.IPMI.Hosts {
+				if h.NodeName == node {
+					return addressOf(h.Address, int(m.IPMI.Port))
+				}
+			}
+		}
+	}
+	return ""
+}
+
+func addressOf(address string, port int) string {
+	if address == "" {
+		return ""
+	}
+	return net.JoinHostPort(address, strconv.Itoa(port))
 }
 
 // Profile returns the one profile that selects the node. ErrNoProfile and ErrConflicted are wrapped.

@@ -479,7 +479,8 @@ func (r *Reconciler) isolate(ctx context.Context, w *world, found verdict.Found,
 	r.fencing.Lock()
 	defer r.fencing.Unlock()
 	a := v1alpha1.Attempt{ID: nextID(w.incident.Status.Attempts), Method: step.Target, Level: int32(step.Level), //nolint:gosec // small
-		State: v1alpha1.AttemptIntended, IntendedAt: metav1.Time{Time: r.Clock.Now()}, By: r.Self, PowerBefore: powerOf(w, step.Target)}
+		State: v1alpha1.AttemptIntended, IntendedAt: metav1.Time{Time: r.Clock.Now()}, By: r.Self, PowerBefore: powerOf(w, step.Target),
+		Device: guard.AddressOf(w.profile, step.Target, w.seen.Host.Node)}
 	w.incident.Status.Attempts = append(w.incident.Status.Attempts, a)
 	r.advance(w, v1alpha1.StepFencing)
 	if err := r.journal(ctx, w, found, todo); err != nil {
@@ -494,6 +495,9 @@ func (r *Reconciler) isolate(ctx context.Context, w *world, found verdict.Found,
 		return r.answer(ctx, w, a.ID, v1alpha1.AttemptFailed, fmt.Sprintf("withdrawn before the call: %s read %s, and now reads %s", step.Target, a.PowerBefore, now))
 	}
 	for _, d := range fresh.devices {
+		if d.Method == step.Target && d.Address() != a.Device {
+			return r.answer(ctx, w, a.ID, v1alpha1.AttemptFailed, "withdrawn before the call: the method has another device now, "+d.Address())
+		}
 		if d.Method == step.Target && d.Err == nil {
 			state, words := r.command(ctx, fresh, d)
 			return r.answer(ctx, w, a.ID, state, words)

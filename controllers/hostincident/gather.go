@@ -391,12 +391,11 @@ func (r *Reconciler) gatherPolicy(ctx context.Context, w *world, from client.Rea
 	}); client.IgnoreNotFound(err) != nil {
 		w.seen.Listed = false // unread means that nobody knows the brakes
 	}
-	if w.node != nil {
-		if p, err := r.Devices.Profile(ctx, from, w.node); err == nil {
-			w.profile = p
-		}
-	}
+	r.gatherProfile(ctx, w, from)
 	w.policy = guard.PolicyFor(w.apps, w.profile, config.Spec)
+	if w.seen.NoMethods != "" {
+		w.policy.MinimumProof = max(w.policy.MinimumProof, evidence.StrengthPowerOff) // one of them may not allow less
+	}
 	w.settings = guard.Decided(w.apps, w.profile, config.Spec)
 	if window := config.Spec.FenceBudget.WindowSeconds; window > 0 {
 		w.counting = r.Clock.Now().Add(-time.Duration(window) * time.Second)
@@ -404,6 +403,20 @@ func (r *Reconciler) gatherPolicy(ctx context.Context, w *world, from client.Rea
 	w.budget = r.gatherBudget(ctx, w, from, config.Spec.FenceBudget)
 	if w.incident != nil {
 		w.seen.Journal = r.gatherJournal(w)
+	}
+}
+
+// gatherProfile finds the host's profile. Where two select the host, or nobody knows how many do, there is none, and what is asked for is not less for that.
+func (r *Reconciler) gatherProfile(ctx context.Context, w *world, from client.Reader) {
+	if w.node == nil {
+		return
+	}
+	p, err := r.Devices.Profile(ctx, from, w.node)
+	switch {
+	case err == nil:
+		w.profile = p
+	case !errors.Is(err, guard.ErrNoProfile):
+		w.seen.NoMethods = err.Error()
 	}
 }
 
@@ -454,7 +467,7 @@ func vanished(list []v1alpha1.HostIncident, begin time.Time) int {
 
 func (r *Reconciler) gatherJournal(w *world) evidence.Journal {
 	s := w.incident.Status
-	j := evidence.Journal{Name: w.incident.Name, Step: evidence.Step(s.Step), ProofRecorded: s.Proof != nil, Distrusted: s.Distrusted,
+	j := evidence.Journal{Name: w.incident.Name, Step: evidence.Step(s.Step), ProofRecorded: s.Proof != nil, Distrusted: slices.Clone(s.Distrusted),
 		Approved: w.incident.Annotations[v1alpha1.AnnotationApproved] == w.incident.Spec.BootID && w.incident.Spec.BootID != ""}
 	if j.Step == evidence.StepNone {
 		j.Step = evidence.StepSuspected
@@ -470,7 +483,11 @@ func (r *Reconciler) gatherJournal(w *world) evidence.Journal {
 		}
 		known := r.Powers.Since(w.incident.Name + "/" + a.ID + "/" + string(a.State))
 		own := a.By == r.Self
-		j.Attempts = append(j.Attempts, evidence.Attempt{ID: a.ID, Method: a.Method, Level: int(a.Level), State: evidence.AttemptState(a.State),
+		method := w.method(a)
+		if liar := atDevice(a); method == a.Method && slices.Contains(s.Distrusted, liar) {
+			j.Distrusted = append(j.Distrusted, method) // the device is back under its method's name, and lied all the same
+		}
+		j.Attempts = append(j.Attempts, evidence.Attempt{ID: a.ID, Method: method, Level: int(a.Level), State: evidence.AttemptState(a.State),
 			Own: own, CallOver: own || known > 2*r.CallDeadline, Overdue: known > r.settle(w, a.Method)})
 	}
 	for _, p := range s.Pods {
@@ -482,6 +499,18 @@ func (r *Reconciler) gatherJournal(w *world) evidence.Journal {
 	j.Apps = w.places()
 	return j
 }
+
+// method is the name under which an attempt is known. Where the profile now names another device for the method, the attempt was not by that: it stands
+// under a name of its own, which nothing that is read now can settle, and which makes no reading a proof. A method that lied keeps its name.
+func (w *world) method(a v1alpha1.Attempt) string {
+	now := guard.AddressOf(w.profile, a.Method, w.seen.Host.Node)
+	if a.Device == "" || now == "" || now == a.Device || slices.Contains(w.incident.Status.Distrusted, a.Method) {
+		return a.Method
+	}
+	return atDevice(a)
+}
+
+func atDevice(a v1alpha1.Attempt) string { return a.Method + " at " + a.Device }
 
 // places are those that somebody still waits to see filled. Where the apps could not be listed, somebody waits for every pod.
 func (w *world) places() []string {
@@ -587,7 +616,7 @@ func (r *Reconciler) gatherPower(ctx context.Context, w *world) {
 
 // readDevice reads one device, and adds what it is remembered to have read before: that stays known when it cannot be read now.
 func (r *Reconciler) readDevice(ctx context.Context, h evidence.Host, d guard.Device) evidence.Power {
-	key := h.Node + "/" + h.BootID + "/" + d.Method
+	key := h.Node + "/" + h.BootID + "/" + d.Method + "/" + d.Address() // what another device read is not remembered of this one
 	out := r.askDevice(ctx, h.Node, key, d)
 	r.Powers.See(key, &out, r.Clock.Instant())
 	return out

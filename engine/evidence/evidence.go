@@ -55,6 +55,8 @@ type Snapshot struct {
 	Apps []App
 	// Power holds one reading per fencing method that the host's profile names, in order of level.
 	Power []Power
+	// NoMethods says why the host has no fencing method, where that is not for want of a profile; empty otherwise.
+	NoMethods string
 	// Attestations are what humans say of this host, read after the Node.
 	Attestations []Attestation
 	// Cluster says whether the observer can trust its own eyes.

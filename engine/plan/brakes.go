@@ -220,6 +220,27 @@ func (m *maker) blockedByAttempt() {
 		return
 	}
 	if a.Overdue || (a.State != evidence.AttemptAccepted && a.CallOver) {
-		m.block(BlockUnsettledAttempt, fmt.Sprintf("%s, and %s cannot be read: repair the device, so that the attempt can be settled", m.unsettledWords(), a.Method))
+		m.block(BlockUnsettledAttempt, fmt.Sprintf("%s, and %s, so that the attempt can be settled", m.unsettledWords(), m.unreadWords(a.Method)))
+	}
+}
+
+// unreadWords says why a method that was commanded cannot be read, and what to do about it.
+func (m *maker) unreadWords(method string) string {
+	for _, p := range m.seen.Power {
+		switch {
+		case p.Method != method:
+		case p.Why != "" && p.State == evidence.PowerUnread:
+			return fmt.Sprintf("%s cannot be read (%s): repair the device", method, p.Why)
+		default:
+			return method + " cannot be read: repair the device"
+		}
+	}
+	switch {
+	case m.seen.NoMethods != "":
+		return m.seen.NoMethods
+	case len(m.seen.Power) == 0:
+		return "no FencingProfile selects this host any more: put it back"
+	default:
+		return "the FencingProfile does not name that device any more: put it back"
 	}
 }

@@ -475,7 +475,7 @@ func (m *maker) choose() (evidence.Power, bool) {
 	}
 	m.out.Next = nextHeld
 	if len(m.seen.Power) == 0 {
-		m.block(BlockNoMethod, "no FencingProfile can be used for this host: add one that selects it, or narrow those that overlap")
+		m.block(BlockNoMethod, "no FencingProfile can be used for this host: "+m.noMethods())
 		return evidence.Power{}, false
 	}
 	if len(can) > 0 {
@@ -490,6 +490,14 @@ func (m *maker) choose() (evidence.Power, bool) {
 		}
 	}
 	return evidence.Power{}, false
+}
+
+// noMethods says why no method is known, and what to do about it.
+func (m *maker) noMethods() string {
+	if m.seen.NoMethods != "" {
+		return m.seen.NoMethods
+	}
+	return "add one that selects it, or narrow those that overlap"
 }
 
 // unusable says why a method cannot be commanded now, or nothing if it can.

@@ -176,8 +176,13 @@ func (w *world) hosts() {
 		w.create(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: corev1.NamespaceNodeLease, Name: name, Labels: map[string]string{"world": w.name}},
 			Spec: coordinationv1.LeaseSpec{HolderIdentity: &name, LeaseDurationSeconds: ptr.To[int32](leaseSeconds), RenewTime: &now}})
 	}
-	w.create(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: w.name, Name: "bmc"},
-		Data: map[string][]byte{"username": []byte("admin"), "password": []byte(w.password())}})
+	w.create(w.secret())
+	w.rack()
+}
+
+// rack is the FencingProfile of both hosts; it names a device for host a.
+func (w *world) rack() {
+	w.t.Helper()
 	w.create(&v1alpha1.FencingProfile{ObjectMeta: metav1.ObjectMeta{Name: w.name + "-rack"}, Spec: v1alpha1.FencingProfileSpec{
 		NodeSelector: metav1.LabelSelector{MatchLabels: map[string]string{"world": w.name}}, Floors: v1alpha1.Floors{ConfirmAfterSeconds: 1},
 		Levels: []v1alpha1.FencingLevel{{Methods: []v1alpha1.FencingMethod{{Name: "power", TimeoutSeconds: 2, SettleSeconds: 4, IPMI: &v1alpha1.IPMIMethod{
