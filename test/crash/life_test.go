@@ -211,6 +211,9 @@ func (l *life) hooks() interceptor.Funcs {
 			}
 			var mine []runtime.Object
 			if err := meta.EachListItem(list, func(o runtime.Object) error {
+				if a, ok := o.(*v1alpha1.HostAttestation); ok {
+					a.CreationTimestamp = metav1.NewTime(l.clock.Now()) // the API server has a clock of its own, and this is just said
+				}
 				if l.mine(o.(client.Object)) {
 					mine = append(mine, o.DeepCopyObject())
 				}
