@@ -79,7 +79,32 @@ func (b *bench) foreground(ctx context.Context, wanted map[figures.Kind][]figure
 			return fmt.Errorf("%s case %d: %w", c.Kind, c.Number, err)
 		}
 	}
+	if cases := wanted[figures.Prompt]; len(cases) > 0 {
+		return b.prompt(ctx, cases)
+	}
 	return nil
+}
+
+// prompt plays P1s with the kubelets of all hosts that have power, and gives them back their configuration.
+func (b *bench) prompt(ctx context.Context, cases []figures.Case) error {
+	// Where only the first is set, the kubelet also writes its status that often.
+	err := b.kubelets(ctx, map[string]any{"nodeStatusUpdateFrequency": "2s", "nodeStatusReportFrequency": "5m0s"})
+	if err == nil {
+		err = b.holdfast(ctx, b.s.Actor, cases)
+	}
+	return errors.Join(err, b.kubelets(ctx, nil))
+}
+
+func (b *bench) kubelets(ctx context.Context, fields map[string]any) error {
+	for _, h := range b.s.Lab.Hosts() {
+		if slices.Contains(b.dark, h.Name()) {
+			continue
+		}
+		if err := h.ReconfigureKubelet(ctx, fields); err != nil {
+			return err
+		}
+	}
+	return b.well(ctx)
 }
 
 // holdfast plays an actor's cases.
@@ -210,7 +235,7 @@ func (b *bench) lose(ctx context.Context, host *lab.Host, cases ...played) ([]pl
 	return cases, nil
 }
 
-// guarded is a case of P1 or P1n.
+// guarded is a case of P1, P1s or P1n.
 func (b *bench) guarded(ctx context.Context, a *stage.Actor, c figures.Case) error {
 	if err := b.well(ctx); err != nil {
 		return err

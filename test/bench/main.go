@@ -29,13 +29,13 @@ import (
 
 // options are the flags.
 type options struct {
-	n, unattached, human, stock int
-	seed                        uint64
-	censor                      time.Duration
-	lab                         string
-	timings                     string
-	out                         string
-	keep                        bool
+	n, prompt, unattached, human, stock int
+	seed                                uint64
+	censor                              time.Duration
+	lab                                 string
+	timings                             string
+	out                                 string
+	keep                                bool
 }
 
 func main() {
@@ -49,6 +49,7 @@ func run(ctx context.Context, args []string) int {
 	var o options
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&o.n, "n", 10, "cases of P1: Holdfast in API-only mode")
+	flags.IntVar(&o.prompt, "prompt", 5, "cases of P1s: P1 with kubelets that look at their status every 2 s")
 	flags.IntVar(&o.unattached, "unattached", 3, "cases of P1n: the same with a volume that needs no attaching")
 	flags.IntVar(&o.human, "human", 3, "cases of B2: the out-of-service taint the instant the Node is Unknown")
 	flags.IntVar(&o.stock, "stock", 2, "cases of B0 and of B1 each: a stock StatefulSet, a stock Deployment")
@@ -76,7 +77,7 @@ func (o options) wanted() (map[figures.Kind][]figures.Case, error) {
 	rows, err := figures.Load(o.rows())
 	wanted := map[figures.Kind][]figures.Case{}
 	for k, n := range map[figures.Kind]int{
-		figures.Guarded: o.n, figures.Unattached: o.unattached, figures.Human: o.human, figures.Deployment: o.stock, figures.StatefulSet: o.stock,
+		figures.Guarded: o.n, figures.Prompt: o.prompt, figures.Unattached: o.unattached, figures.Human: o.human, figures.Deployment: o.stock, figures.StatefulSet: o.stock,
 	} {
 		if missing := figures.Missing(figures.Cases(k, n, o.seed), rows); len(missing) > 0 {
 			wanted[k] = missing

@@ -224,6 +224,21 @@ func (h *Host) StartKubelet(ctx context.Context) error {
 	return h.lab.faults().Undo(h.record(faultKubelet), func() error { return h.switchKubelet(ctx, "start-kubelet", true) })
 }
 
+// ReconfigureKubelet starts the kubelet of a host that has power anew, with fields of its KubeletConfiguration that differ from the lab's; none gives it
+// the lab's own again. Containers run on, and the host keeps the configuration through losses of power.
+func (h *Host) ReconfigureKubelet(ctx context.Context, fields map[string]any) error {
+	if !h.Powered() {
+		return h.isOff()
+	}
+	if err := h.configureKubelet(fields); err != nil {
+		return err
+	}
+	if err := h.switchKubelet(ctx, "stop-kubelet", false); err != nil {
+		return err
+	}
+	return h.switchKubelet(ctx, "start-kubelet", true)
+}
+
 func (h *Host) switchKubelet(ctx context.Context, op string, running bool) error {
 	if !h.Powered() {
 		return h.isOff()

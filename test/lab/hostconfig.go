@@ -6,6 +6,7 @@ package lab
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -34,8 +35,7 @@ func (h *Host) configure() error {
 			return err
 		}
 	}
-	kubelet, err := json.MarshalIndent(h.kubeletConfig(), "", "  ")
-	if err != nil {
+	if err := h.configureKubelet(nil); err != nil {
 		return err
 	}
 	proxy, err := json.MarshalIndent(h.proxyConfig(), "", "  ")
@@ -52,7 +52,6 @@ func (h *Host) configure() error {
 	}
 	for file, content := range map[string][]byte{
 		"machine-id":                []byte(h.entry.MachineID + "\n"),
-		"etc/kubelet.json":          kubelet,
 		"etc/kube-proxy.json":       proxy,
 		"etc/net.d/10-lab.conflist": network,
 		"etc/containerd.toml":       []byte(h.containerdConfig()),
@@ -63,6 +62,17 @@ func (h *Host) configure() error {
 		}
 	}
 	return nil
+}
+
+// configureKubelet writes the kubelet's configuration with settings that differ from the lab's own.
+func (h *Host) configureKubelet(settings map[string]any) error {
+	config := h.kubeletConfig()
+	maps.Copy(config, settings)
+	text, err := json.MarshalIndent(config, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(h.path("etc/kubelet.json"), text, 0o644)
 }
 
 func (h *Host) initConfig() hostinit.Config {

@@ -297,6 +297,7 @@ func killKubelet(t *testing.T, l *Lab, pod *corev1.Pod) {
 	for range 2 {
 		must(t, h.StartKubelet(t.Context()))
 	}
+	must(t, h.ReconfigureKubelet(t.Context(), map[string]any{"nodeStatusUpdateFrequency": "2s"}))
 	pid, err := h.ServicePID(t.Context(), "kubelet")
 	must(t, err)
 	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
@@ -307,6 +308,16 @@ func killKubelet(t *testing.T, l *Lab, pod *corev1.Pod) {
 	must(t, h.WaitReady(within(t, time.Minute)))
 	client, err := l.Client()
 	must(t, err)
+	ctx := within(t, time.Minute)
+	must(t, untilAPI(ctx, "the kubelet's new configuration", func() (bool, error) {
+		running, err := client.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/host-1/proxy/configz").DoRaw(ctx)
+		if apierrors.IsServiceUnavailable(err) { // it does not listen yet
+			return false, nil
+		}
+		return strings.Contains(string(running), `"nodeStatusUpdateFrequency":"2s"`), err
+	}))
+	must(t, h.ReconfigureKubelet(t.Context(), nil))
+	must(t, h.WaitReady(within(t, time.Minute)))
 	now := awaitPod(t, client, podReady)
 	if now.Status.ContainerStatuses[0].ContainerID != pod.Status.ContainerStatuses[0].ContainerID {
 		t.Error("the container is another one")

@@ -24,6 +24,8 @@ const (
 	Guarded Kind = "P1"
 	// Unattached is the same with a volume that needs no attaching: Holdfast is the only gate, and no kubelet waits for its own next status.
 	Unattached Kind = "P1n"
+	// Prompt is P1 with kubelets that look at their own status every 2 s instead of 10 s, and mount that much earlier.
+	Prompt Kind = "P1s"
 	// StatefulSet and Deployment are what Kubernetes does by itself.
 	StatefulSet Kind = "B0"
 	Deployment  Kind = "B1"
@@ -32,10 +34,10 @@ const (
 )
 
 // Kinds lists them in the order of the tables.
-var Kinds = []Kind{Guarded, Unattached, Human, Deployment, StatefulSet}
+var Kinds = []Kind{Guarded, Prompt, Unattached, Human, Deployment, StatefulSet}
 
 // ByHoldfast reports whether Holdfast brings the application elsewhere.
-func (k Kind) ByHoldfast() bool { return k == Guarded || k == Unattached }
+func (k Kind) ByHoldfast() bool { return k == Guarded || k == Prompt || k == Unattached }
 
 // Outcome is how a case ended.
 type Outcome string

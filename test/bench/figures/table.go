@@ -18,6 +18,7 @@ const ScenePrefix = "- Scene: "
 
 var names = map[Kind]string{
 	Guarded:     "P1 Holdfast, API-only",
+	Prompt:      "P1s Holdfast, API-only, nodeStatusUpdateFrequency 2s",
 	Unattached:  "P1n Holdfast, API-only, volume without attach",
 	Human:       "B2 taint at Ready=Unknown",
 	Deployment:  "B1 stock Deployment, Recreate",
@@ -32,7 +33,7 @@ var stretches = map[Mark]string{
 	Deleted:    "pod deleted",
 	Detached:   "attachment released",
 	Bound:      "replacement bound",
-	Mounted:    "volume mounted there (attach, and the kubelet's next status: up to 10 s)",
+	Mounted:    "volume mounted there (attach, and the kubelet's next look at its own status)",
 	Started:    "replacement's process started",
 	FirstWrite: "first write (application start)",
 }
@@ -45,10 +46,10 @@ func Markdown(seed uint64, scene string, rows []Row) string {
 	fmt.Fprintf(&out, "- Commit: %s\n%s%s\n", strings.Join(commits(rows), ", "), ScenePrefix, scene)
 	fmt.Fprintf(&out, "- T0: %s\n\n", spread(Of(rows, Guarded)))
 	whole(&out, rows)
-	for _, k := range []Kind{Guarded, Unattached} {
+	for _, k := range []Kind{Guarded, Prompt, Unattached} {
 		goal(&out, k, Of(rows, k))
 	}
-	for _, k := range []Kind{Guarded, Unattached, Human, Deployment} {
+	for _, k := range []Kind{Guarded, Prompt, Unattached, Human, Deployment} {
 		phases(&out, k, Of(rows, k))
 	}
 	return out.String()
