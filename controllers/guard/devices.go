@@ -56,24 +56,25 @@ type Device struct {
 // Address tells devices apart: their address and port. It is empty where the method does not list the host.
 func (d Device) Address() string { return addressOf(d.Target.Address, d.Target.Port) }
 
-// AddressOf is the address of the device by which the profile's method reaches the host now; empty where there is none.
-func AddressOf(profile *v1alpha1.FencingProfile, method, node string) string {
+// Addresses are those of the devices by which the profile's methods reach the host now, by method. Without a profile there are none.
+func Addresses(profile *v1alpha1.FencingProfile, node string) map[string]string {
+	out := map[string]string{}
 	if profile == nil {
-		return ""
+		return out
 	}
 	for _, l := range profile.Spec.Levels {
 		for _, m := range l.Methods {
-			if m.Name != method || m.IPMI == nil {
+			if m.IPMI == nil {
 				continue
 			}
 			for _, h := range m.IPMI.Hosts {
 				if h.NodeName == node {
-					return addressOf(h.Address, int(m.IPMI.Port))
+					out[m.Name] = addressOf(h.Address, int(m.IPMI.Port))
 				}
 			}
 		}
 	}
-	return ""
+	return out
 }
 
 func addressOf(address string, port int) string {

@@ -480,7 +480,7 @@ func (r *Reconciler) isolate(ctx context.Context, w *world, found verdict.Found,
 	defer r.fencing.Unlock()
 	a := v1alpha1.Attempt{ID: nextID(w.incident.Status.Attempts), Method: step.Target, Level: int32(step.Level), //nolint:gosec // small
 		State: v1alpha1.AttemptIntended, IntendedAt: metav1.Time{Time: r.Clock.Now()}, By: r.Self, PowerBefore: powerOf(w, step.Target),
-		Device: guard.AddressOf(w.profile, step.Target, w.seen.Host.Node)}
+		Device: guard.Addresses(w.profile, w.seen.Host.Node)[step.Target]}
 	w.incident.Status.Attempts = append(w.incident.Status.Attempts, a)
 	r.advance(w, v1alpha1.StepFencing)
 	if err := r.journal(ctx, w, found, todo); err != nil {

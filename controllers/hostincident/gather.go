@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -467,7 +468,7 @@ func vanished(list []v1alpha1.HostIncident, begin time.Time) int {
 
 func (r *Reconciler) gatherJournal(w *world) evidence.Journal {
 	s := w.incident.Status
-	j := evidence.Journal{Name: w.incident.Name, Step: evidence.Step(s.Step), ProofRecorded: s.Proof != nil, Distrusted: slices.Clone(s.Distrusted),
+	j := evidence.Journal{Name: w.incident.Name, Step: evidence.Step(s.Step), ProofRecorded: s.Proof != nil, Distrusted: w.distrusted(),
 		Approved: w.incident.Annotations[v1alpha1.AnnotationApproved] == w.incident.Spec.BootID && w.incident.Spec.BootID != ""}
 	if j.Step == evidence.StepNone {
 		j.Step = evidence.StepSuspected
@@ -483,11 +484,7 @@ func (r *Reconciler) gatherJournal(w *world) evidence.Journal {
 		}
 		known := r.Powers.Since(w.incident.Name + "/" + a.ID + "/" + string(a.State))
 		own := a.By == r.Self
-		method := w.method(a)
-		if liar := atDevice(a); method == a.Method && slices.Contains(s.Distrusted, liar) {
-			j.Distrusted = append(j.Distrusted, method) // the device is back under its method's name, and lied all the same
-		}
-		j.Attempts = append(j.Attempts, evidence.Attempt{ID: a.ID, Method: method, Level: int(a.Level), State: evidence.AttemptState(a.State),
+		j.Attempts = append(j.Attempts, evidence.Attempt{ID: a.ID, Method: w.method(a), Level: int(a.Level), State: evidence.AttemptState(a.State),
 			Own: own, CallOver: own || known > 2*r.CallDeadline, Overdue: known > r.settle(w, a.Method)})
 	}
 	for _, p := range s.Pods {
@@ -500,14 +497,39 @@ func (r *Reconciler) gatherJournal(w *world) evidence.Journal {
 	return j
 }
 
-// method is the name under which an attempt is known. Where the profile now names another device for the method, the attempt was not by that: it stands
-// under a name of its own, which nothing that is read now can settle, and which makes no reading a proof. A method that lied keeps its name.
+// method is the name under which an attempt is known: that of the method which reaches the device now that was commanded. Where the profile names another
+// device for its method, and no method for its device, it stands under a name of its own: nothing that is read now can settle it, or is proof by it. A
+// method that lied keeps its name.
 func (w *world) method(a v1alpha1.Attempt) string {
-	now := guard.AddressOf(w.profile, a.Method, w.seen.Host.Node)
-	if a.Device == "" || now == "" || now == a.Device || slices.Contains(w.incident.Status.Distrusted, a.Method) {
+	now := guard.Addresses(w.profile, w.seen.Host.Node)
+	if a.Device == "" || now[a.Method] == a.Device || slices.Contains(w.incident.Status.Distrusted, a.Method) {
+		return a.Method
+	}
+	for _, method := range slices.Sorted(maps.Keys(now)) {
+		if now[method] == a.Device {
+			return method
+		}
+	}
+	if now[a.Method] == "" {
 		return a.Method
 	}
 	return atDevice(a)
+}
+
+// distrusted are the methods that lied, and those that by now reach a device that was commanded and lied under another name.
+func (w *world) distrusted() []string {
+	s := w.incident.Status
+	out := slices.Clone(s.Distrusted)
+	now := guard.Addresses(w.profile, w.seen.Host.Node)
+	for _, method := range slices.Sorted(maps.Keys(now)) {
+		lied := func(a v1alpha1.Attempt) bool {
+			return a.Device == now[method] && (slices.Contains(s.Distrusted, a.Method) || slices.Contains(s.Distrusted, atDevice(a)))
+		}
+		if !slices.Contains(out, method) && slices.ContainsFunc(s.Attempts, lied) {
+			out = append(out, method)
+		}
+	}
+	return out
 }
 
 func atDevice(a v1alpha1.Attempt) string { return a.Method + " at " + a.Device }

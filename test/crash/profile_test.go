@@ -126,7 +126,9 @@ var profileEdits = []struct {
 		[]string{"-rack", "-shelf", "narrow the nodeSelector"}},
 	{"the host is not listed any more",
 		func(w *world) { w.reprofile(func(m *v1alpha1.FencingMethod) { m.IPMI.Hosts[0].NodeName = "nobody" }) },
-		func(w *world) { w.reprofile(func(m *v1alpha1.FencingMethod) { m.IPMI.Hosts[0].NodeName = w.host("a") }) },
+		func(w *world) {
+			w.reprofile(func(m *v1alpha1.FencingMethod) { m.IPMI.Hosts[0].NodeName = w.host("a") })
+		},
 		[]string{"to the hosts of method power"}},
 	{"the Secret is deleted",
 		func(w *world) { w.must(w.admin.Delete(w.ctx(), w.secret())) },
