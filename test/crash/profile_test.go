@@ -109,31 +109,46 @@ func puts(key string) func(operation) bool {
 	}
 }
 
+// moment is when something happens in the middle of a loss.
+type moment struct {
+	name string
+	such func(operation) bool
+}
+
+// The moments between which nothing but a reading of the device leads on.
+var (
+	commanded    = moment{"once Off was commanded", commandsOff}
+	fenced       = moment{"once the Node is fenced", puts(v1alpha1.TaintFenced)}
+	outOfService = moment{"once the Node is out of service", puts(v1alpha1.TaintOutOfService)}
+)
+
 // profileEdits take the device that was commanded out of sight, and put it back.
 var profileEdits = []struct {
 	name     string
 	do, undo func(*world)
-	// says are words of cause and remedy that status must have, for an attempt that is open and for one that is settled.
+	// says are words of cause and remedy that status must have, whether the attempt is open or settled.
 	says []string
+	// at are its moments: always that of the open attempt, and one or two of the later ones.
+	at []moment
 }{
 	{"the profile is deleted",
 		func(w *world) { w.must(w.admin.Delete(w.ctx(), w.profile())) },
 		func(w *world) { w.rack() },
-		[]string{"FencingProfile"}},
+		[]string{"FencingProfile"}, []moment{commanded, fenced}},
 	{"another profile selects the host",
 		func(w *world) { w.must(w.admin.Create(w.ctx(), w.shelf())) },
 		func(w *world) { w.must(w.admin.Delete(w.ctx(), w.shelf())) },
-		[]string{"-rack", "-shelf", "narrow the nodeSelector"}},
+		[]string{"-rack", "-shelf", "narrow the nodeSelector"}, []moment{commanded, outOfService}},
 	{"the host is not listed any more",
 		func(w *world) { w.reprofile(func(m *v1alpha1.FencingMethod) { m.IPMI.Hosts[0].NodeName = "nobody" }) },
 		func(w *world) {
 			w.reprofile(func(m *v1alpha1.FencingMethod) { m.IPMI.Hosts[0].NodeName = w.host("a") })
 		},
-		[]string{"to the hosts of method power"}},
+		[]string{"to the hosts of method power"}, []moment{commanded}},
 	{"the Secret is deleted",
 		func(w *world) { w.must(w.admin.Delete(w.ctx(), w.secret())) },
 		func(w *world) { w.must(w.admin.Create(w.ctx(), w.secret())) },
-		[]string{"create Secret", "/bmc with the keys username and password"}},
+		[]string{"create Secret", "/bmc with the keys username and password"}, []moment{commanded, fenced, outOfService}},
 	{"the Secret is rotated and the device is not",
 		func(w *world) {
 			s := w.secret()
@@ -143,23 +158,15 @@ var profileEdits = []struct {
 		func(w *world) {
 			w.bmc.SetCredentials(fencing.Credentials{Username: "admin", Password: "of-tomorrow"})
 		},
-		[]string{"refused the credentials", "bmc-a"}},
+		[]string{"refused the credentials", "bmc-a"}, []moment{commanded}},
 }
 
 // TestTheProfileChangesInTheMiddle takes the device away at every stage after Off: nothing is released without it, nobody is commanded a second time, status
 // says what is wrong, and what was put back goes on where it was.
 func TestTheProfileChangesInTheMiddle(t *testing.T) {
 	t.Parallel()
-	moments := []struct {
-		name string
-		such func(operation) bool
-	}{
-		{"once Off was commanded", commandsOff},
-		{"once the Node is fenced", puts(v1alpha1.TaintFenced)},
-		{"once the Node is out of service", puts(v1alpha1.TaintOutOfService)},
-	}
-	for _, moment := range moments {
-		for _, edit := range profileEdits {
+	for _, edit := range profileEdits {
+		for _, moment := range edit.at {
 			t.Run(edit.name+" "+moment.name, func(t *testing.T) {
 				t.Parallel()
 				w := lawful(t)
@@ -169,7 +176,7 @@ func TestTheProfileChangesInTheMiddle(t *testing.T) {
 				l.settle()
 				w.hangs()
 				l.until("a person is told what is wrong", w.blocked(edit.says...))
-				l.while(6*time.Second, "held, commanded once and not released", func() bool {
+				l.while(4*time.Second, "held, commanded once and not released", func() bool {
 					return isHeld(w.lost()) && w.count("Off done") == 1 && w.blocked(edit.says...)()
 				})
 				edit.undo(w)
