@@ -18,9 +18,8 @@ import (
 // the journal. The next one ends what was begun, and the host loses its power once.
 func TestCase3LeaderLost(t *testing.T) {
 	var variants []variant
-	for _, at := range []moment{
+	for _, at := range []moment{ // a confirmation stands in the journal together with the intent that follows from it
 		{"Suspected", step(v1alpha1.StepSuspected), false},
-		{"Confirmed", step(v1alpha1.StepConfirmed), false},
 		{"Intended", attempt(v1alpha1.AttemptIntended), false},
 		{"Accepted", attempt(v1alpha1.AttemptAccepted), true},
 		{"Settled", attempt(v1alpha1.AttemptSettled), true},
