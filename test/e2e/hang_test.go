@@ -14,6 +14,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/test/e2e/stage"
@@ -161,11 +163,33 @@ func lieAgainstTheLease(t *testing.T) {
 	s.contradicted("Isolated")
 	s.must(s.host.SetBMCMode(s.ctx, bmc.Clear))
 	s.must(s.host.Heal(s.ctx, fault.Peers, fault.Both))
-	s.incident("Closed", step(v1alpha1.StepClosed))
+	end := s.incident("Closed, or waiting for a reboot", func(h *v1alpha1.HostIncident) bool {
+		return step(v1alpha1.StepClosed)(h) || blockedBy(v1alpha1.ReasonSameBoot)(h)
+	})
 	s.mark("recovered")
-	s.sameContainers()
 	s.onlyWriter()
 	s.judged()
+	if step(v1alpha1.StepClosed)(end) {
+		s.sameContainers()
+		return
+	}
+	// The lie stood for longer than a renewal is away: Off was commanded, and seemed to be obeyed. Only another boot ends that, and a human sees to it.
+	s.untouched("the lie")
+	s.must(s.host.PowerOff(s.ctx))
+	s.must(s.host.PowerOn(s.ctx))
+	s.incident("Closed", step(v1alpha1.StepClosed))
+	_, err := s.AwaitNode(s.soon(), s.host.Name(), "the host to take work again", func(n *corev1.Node) bool {
+		return stage.NodeReady(n) && len(n.Spec.Taints) == 0
+	})
+	s.must(err)
+	s.judged()
+}
+
+func blockedBy(reason string) func(*v1alpha1.HostIncident) bool {
+	return func(h *v1alpha1.HostIncident) bool {
+		c := meta.FindStatusCondition(h.Status.Conditions, v1alpha1.ConditionBlocked)
+		return c != nil && c.Status == metav1.ConditionTrue && c.Reason == reason
+	}
 }
 
 // contradicted: the device is found out, nothing is released for longer than proof and release take together, and the verdict settles.
