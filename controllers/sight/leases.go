@@ -91,11 +91,18 @@ func (l *Leases) SeeNode(node *corev1.Node, asked evidence.Instant, live bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, c := range node.Status.Conditions {
-		if c.Type != corev1.NodeReady || c.Status == corev1.ConditionUnknown {
-			continue // Unknown is the controller-manager's word, not the kubelet's
+		if c.Type != corev1.NodeReady {
+			continue
 		}
 		// The boot ID is part of the value: a status of another boot is another value, and its own motion.
 		value := node.Status.NodeInfo.BootID + "|" + c.LastHeartbeatTime.UTC().Format(time.RFC3339)
+		if c.Status == corev1.ConditionUnknown {
+			// The controller-manager's word, not the kubelet's, whose date it keeps: read live, it shows that the kubelet has posted nothing new.
+			if m, ok := l.status[node.Name]; ok && live && m.value == value && asked >= m.seen {
+				m.seen, m.hasSeen = asked, true
+			}
+			continue
+		}
 		m := entry(l.status, node.Name)
 		if m.value != "" && !strings.HasPrefix(m.value, node.Status.NodeInfo.BootID+"|") {
 			if !live && m.hasSeen {

@@ -215,6 +215,25 @@ func posted(after time.Duration) *corev1.Node {
 	return n
 }
 
+// TestUnknownBoundsTheNextStatus: what the controller-manager writes keeps the kubelet's date, and a live read of it is a look at which nothing new was posted.
+func TestUnknownBoundsTheNextStatus(t *testing.T) {
+	source, clock := stepped()
+	leases := NewLeases(clock)
+	unknown := func(live bool) {
+		n := posted(0)
+		n.Status.Conditions[0].Status = corev1.ConditionUnknown
+		source.Step(time.Minute)
+		leases.SeeNode(n, clock.Instant(), live)
+	}
+	leases.SeeNode(posted(0), clock.Instant(), true)
+	unknown(true)
+	unknown(false) // a cache may lag
+	leases.SeeNode(posted(time.Hour), clock.Instant(), true)
+	if spoke, notBefore := leases.Spoke("a"); !spoke || notBefore != at(60) {
+		t.Errorf("spoke %v not before %v, want true, 1m", spoke, notBefore)
+	}
+}
+
 func TestACacheThatLagsIsNoSignOfLife(t *testing.T) {
 	source, clock := stepped()
 	leases := NewLeases(clock)

@@ -113,3 +113,28 @@ func TestConfirmedWantsThreeThings(t *testing.T) {
 		})
 	}
 }
+
+// TestAStatusAfterOffBeganRefutes: in every look the Node is read before the device, so that a status which is new in the next look cannot be dated after the
+// last reading of Off. A boot that was read Off does not come back: what counts is when that began.
+func TestAStatusAfterOffBeganRefutes(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		posted  time.Duration // not before so long ago
+		refuted bool
+	}{
+		{"between the last two looks", 20*time.Second + time.Millisecond, true},
+		{"as the device began to read Off", time.Minute, false},
+		{"before the host died", 2 * time.Minute, false},
+	} {
+		s, p := provenOff()
+		ago := func(d time.Duration) evidence.Instant { return s.At - evidence.Instant(d) }
+		s.Journal.ProofRecorded = true
+		s.Node.Ready, s.Node.Spoke, s.Node.SpokeNotBefore = evidence.ReadyTrue, true, ago(c.posted)
+		pw := &s.Power[0]
+		pw.State, pw.Said, pw.HasOn, pw.LastOn = evidence.PowerOn, evidence.PowerOn, true, s.At
+		pw.HasOff, pw.OffSince, pw.LastOff = true, ago(time.Minute), ago(20*time.Second)
+		if found := verdict.Decide(s, p); found.Refuted != c.refuted {
+			t.Errorf("a status that was posted %s: refuted %v by %s, want %v", c.name, found.Refuted, found.Rule(), c.refuted)
+		}
+	}
+}

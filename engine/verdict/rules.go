@@ -54,10 +54,11 @@ func proofRefuted(in sight) (string, bool) {
 		_, who := in.Life(in.offSince(in.contradicted[0]))
 		return fmt.Sprintf("%s reads %s, but %s showed life since", in.contradicted[0], in.power(in.contradicted[0]).Said, who), true
 	}
-	off, seen := in.lastOff()
-	if in.Node.Spoke && (!seen || in.Node.SpokeNotBefore >= off) {
+	// A status names its boot, and a boot that a device has read Off does not come back: what counts is when it began to read Off.
+	if began, seen := in.offBegan(); in.Node.Spoke && (!seen || in.Node.SpokeNotBefore >= began) {
 		return "the kubelet posts status for a boot that was declared lost", true
 	}
+	off, seen := in.lastOff()
 	for _, a := range in.Apps {
 		// The fenced taint keeps a new boot from starting the pod, and no other sign of life names its boot.
 		if seen && in.Node.Fenced && a.Exclusive && a.HasAnswer && a.LastAnswer >= off+evidence.Instant(holdUp) {
@@ -124,6 +125,20 @@ func (in sight) lastOff() (last evidence.Instant, seen bool) {
 		}
 	}
 	return last, seen
+}
+
+// offBegan is when the last of the trusted devices of this machine had begun to read Off, with the time for which a machine may answer on; for a proof that
+// is a human's word, when that was first seen.
+func (in sight) offBegan() (began evidence.Instant, seen bool) {
+	if in.Journal.Attested {
+		began, seen = in.Journal.ProvenSince, true
+	}
+	for _, pw := range in.Power {
+		if since := pw.OffSince + evidence.Instant(holdUp); pw.HasOff && !in.Journal.Distrusts(pw.Method) && (!seen || since > began) {
+			began, seen = since, true
+		}
+	}
+	return began, seen
 }
 
 func verifiedOff(in sight) (string, bool) {
