@@ -188,15 +188,18 @@ func (s *scene) devicesAsTheyWere() {
 	}
 }
 
+// changeDevices changes the stage's one profile; Holdfast writes its status at the same time, so it may take a second try.
 func (s *scene) changeDevices(change func([]v1alpha1.HostDevice)) error {
 	ctx := context.Background()
-	var profiles v1alpha1.FencingProfileList
-	if err := s.Client.List(ctx, &profiles); err != nil {
-		return err
-	}
-	if len(profiles.Items) != 1 {
-		return errors.New("the stage has one FencingProfile")
-	}
-	change(profiles.Items[0].Spec.Levels[0].Methods[0].IPMI.Hosts)
-	return s.Client.Update(ctx, &profiles.Items[0])
+	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		var profiles v1alpha1.FencingProfileList
+		if err := s.Client.List(ctx, &profiles); err != nil {
+			return err
+		}
+		if len(profiles.Items) != 1 {
+			return errors.New("the stage has one FencingProfile")
+		}
+		change(profiles.Items[0].Spec.Levels[0].Methods[0].IPMI.Hosts)
+		return s.Client.Update(ctx, &profiles.Items[0])
+	})
 }
