@@ -119,7 +119,7 @@ e2e: deps components ## Play every numbered case at length, with the timings of 
 	@$(alone) go test -count 1 -timeout 12h -v -run TestCase ./test/e2e -args -full $(E2EFLAGS)
 
 .PHONY: mutate
-mutate: deps components ## Take every safety feature away, one at a time, and show which test notices (half an hour).
+mutate: deps components ## Take every safety feature away, one at a time, and show which test notices (about an hour).
 	go run ./hack/mutate $(MUTANTS)
 
 .PHONY: bench-failover
