@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"time"
 
@@ -64,13 +65,8 @@ func Addresses(profile *v1alpha1.FencingProfile, node string) map[string]string 
 	}
 	for _, l := range profile.Spec.Levels {
 		for _, m := range l.Methods {
-			if m.IPMI == nil {
-				continue
-			}
-			for _, h := range m.IPMI.Hosts {
-				if h.NodeName == node {
-					out[m.Name] = addressOf(h.Address, int(m.IPMI.Port))
-				}
+			if h, ok := entryOf(m, node); ok {
+				out[m.Name] = addressOf(h.Address, int(m.IPMI.Port))
 			}
 		}
 	}
@@ -137,21 +133,31 @@ func (d *Devices) device(ctx context.Context, m v1alpha1.FencingMethod, node str
 	if dev.Driver, err = d.Drivers.Get("ipmi"); err != nil {
 		return dev, err
 	}
-	for _, h := range m.IPMI.Hosts {
-		if h.NodeName != node {
-			continue
-		}
-		ref := h.CredentialsSecretRef
-		if ref == nil {
-			ref = m.IPMI.CredentialsSecretRef
-		}
-		dev.SystemUUID = h.PinnedSystemUUID
-		dev.Target = fencing.Target{Node: node, Address: h.Address, Port: int(m.IPMI.Port),
-			Options: map[string]string{"cipherSuite": strconv.Itoa(int(orDefault(m.IPMI.CipherSuite, 3)))}}
-		dev.Target.Credentials, err = d.credentials(ctx, ref)
-		return dev, err
+	h, ok := entryOf(m, node)
+	if !ok {
+		return dev, fmt.Errorf("%w: add %s to the hosts of method %s", ErrUnlisted, node, m.Name)
 	}
-	return dev, fmt.Errorf("%w: add %s to the hosts of method %s", ErrUnlisted, node, m.Name)
+	ref := h.CredentialsSecretRef
+	if ref == nil {
+		ref = m.IPMI.CredentialsSecretRef
+	}
+	dev.SystemUUID = h.PinnedSystemUUID
+	dev.Target = fencing.Target{Node: node, Address: h.Address, Port: int(m.IPMI.Port),
+		Options: map[string]string{"cipherSuite": strconv.Itoa(int(orDefault(m.IPMI.CipherSuite, 3)))}}
+	dev.Target.Credentials, err = d.credentials(ctx, ref)
+	return dev, err
+}
+
+// entryOf is the host's entry in a method, if it has one.
+func entryOf(m v1alpha1.FencingMethod, node string) (v1alpha1.HostDevice, bool) {
+	if m.IPMI == nil {
+		return v1alpha1.HostDevice{}, false
+	}
+	i := slices.IndexFunc(m.IPMI.Hosts, func(h v1alpha1.HostDevice) bool { return h.NodeName == node })
+	if i < 0 {
+		return v1alpha1.HostDevice{}, false
+	}
+	return m.IPMI.Hosts[i], true
 }
 
 func (d *Devices) credentials(ctx context.Context, ref *v1alpha1.SecretReference) (fencing.Credentials, error) {

@@ -51,14 +51,14 @@ func proofRefuted(in sight) (string, bool) {
 		return "the proof rested on " + liar + ", which lied", true
 	}
 	if len(in.contradicted) > 0 {
-		_, who := in.Life(in.offSince(in.contradicted[0]))
+		_, who := in.Life(in.power(in.contradicted[0]).OffSince)
 		return fmt.Sprintf("%s reads %s, but %s showed life since", in.contradicted[0], in.power(in.contradicted[0]).Said, who), true
 	}
 	// A status names its boot, and a boot that a device has read Off does not come back: what counts is when it began to read Off.
-	if began, seen := in.offBegan(); in.Node.Spoke && (!seen || in.Node.SpokeNotBefore >= began) {
+	if began, seen := in.off(offBegan); in.Node.Spoke && (!seen || in.Node.SpokeNotBefore >= began) {
 		return "the kubelet posts status for a boot that was declared lost", true
 	}
-	off, seen := in.lastOff()
+	off, seen := in.off(lastOff)
 	for _, a := range in.Apps {
 		// The fenced taint keeps a new boot from starting the pod, and no other sign of life names its boot.
 		if seen && in.Node.Fenced && a.Exclusive && a.HasAnswer && a.LastAnswer >= off+evidence.Instant(holdUp) {
@@ -105,41 +105,24 @@ func (in sight) power(method string) evidence.Power {
 	return evidence.Power{Method: method, CoversHost: true}
 }
 
-func (in sight) offSince(method string) evidence.Instant {
+// off is the latest moment, over the trusted devices of this machine that this observer has read Off, of what a device says of its Off; for a proof that is a
+// human's word, not before that was first seen.
+func (in sight) off(when func(evidence.Power) evidence.Instant) (latest evidence.Instant, seen bool) {
+	if in.Journal.Attested {
+		latest, seen = in.Journal.ProvenSince, true
+	}
 	for _, pw := range in.Power {
-		if pw.Method == method {
-			return pw.OffSince
+		if at := when(pw); pw.HasOff && !in.Journal.Distrusts(pw.Method) && (!seen || at > latest) {
+			latest, seen = at, true
 		}
 	}
-	return 0
+	return latest, seen
 }
 
-// lastOff is when any trusted device of this machine was last read Off by this observer; for a proof that is a human's word, when that was first seen.
-func (in sight) lastOff() (last evidence.Instant, seen bool) {
-	if in.Journal.Attested {
-		last, seen = in.Journal.ProvenSince, true
-	}
-	for _, pw := range in.Power {
-		if pw.HasOff && !in.Journal.Distrusts(pw.Method) && (!seen || pw.LastOff > last) {
-			last, seen = pw.LastOff, true
-		}
-	}
-	return last, seen
-}
+// offBegan is when a device began to read Off, with the time for which a machine may answer on.
+func offBegan(p evidence.Power) evidence.Instant { return p.OffSince + evidence.Instant(holdUp) }
 
-// offBegan is when the last of the trusted devices of this machine had begun to read Off, with the time for which a machine may answer on; for a proof that
-// is a human's word, when that was first seen.
-func (in sight) offBegan() (began evidence.Instant, seen bool) {
-	if in.Journal.Attested {
-		began, seen = in.Journal.ProvenSince, true
-	}
-	for _, pw := range in.Power {
-		if since := pw.OffSince + evidence.Instant(holdUp); pw.HasOff && !in.Journal.Distrusts(pw.Method) && (!seen || since > began) {
-			began, seen = since, true
-		}
-	}
-	return began, seen
-}
+func lastOff(p evidence.Power) evidence.Instant { return p.LastOff }
 
 func verifiedOff(in sight) (string, bool) {
 	if !in.proof.Fresh || in.proof.Strength <= evidence.StrengthAttested {
@@ -222,7 +205,7 @@ func deviceContradicted(in sight) (string, bool) {
 	if len(said) == 0 || !in.late || in.SilentFor() >= in.policy.ConfirmAfter {
 		return "", false
 	}
-	rank, who := in.Life(in.offSince(said[0]))
+	rank, who := in.Life(in.power(said[0]).OffSince)
 	if rank == evidence.RankWriter {
 		return "", false
 	}

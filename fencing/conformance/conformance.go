@@ -56,11 +56,11 @@ var clauses = []struct {
 	{"an answer that makes no sense is unreadable, and the words name the device", garbage},
 	{"a device that cannot say its power is commanded all the same", unreadableIsolated},
 	{"gone is said by a driver that can know it, and by no other", goneOrNever},
-	{"a machine that exists no more reads gone, with its identity, until it is made again", gone},
-	{"what could not be found, or could not be asked, is not gone", notFound},
-	{"gone is said of the machine that the device names, and of no other", goneOfAnother},
-	{"isolate of a machine that is gone asks permit and is answered", isolatesGone},
-	{"release makes no machine again that is gone", releasesGone},
+	{"a machine that exists no more reads gone, with its identity, until it is made again", ofProvider(gone)},
+	{"what could not be found, or could not be asked, is not gone", ofProvider(notFound)},
+	{"gone is said of the machine that the device names, and of no other", ofProvider(goneOfAnother)},
+	{"isolate of a machine that is gone asks permit and is answered", ofProvider(isolatesGone)},
+	{"release makes no machine again that is gone", ofProvider(releasesGone)},
 }
 
 func describes(b *bench) {
@@ -376,11 +376,7 @@ func goneOrNever(b *bench) {
 	b.wantOff(0)
 }
 
-func gone(b *bench) {
-	p, ok := b.provider()
-	if !ok {
-		return // goneOrNever has the other half
-	}
+func gone(b *bench, p Provider) {
 	for _, removed := range []bool{true, false} {
 		want := fencing.PowerOn
 		if removed {
@@ -400,11 +396,7 @@ func gone(b *bench) {
 	b.wantOff(0)
 }
 
-func notFound(b *bench) {
-	p, ok := b.provider()
-	if !ok {
-		return
-	}
+func notFound(b *bench, p Provider) {
 	p.Remove(b)
 	for _, f := range []Fault{FaultDead, FaultSlow, FaultWrongPassword, FaultUnreadable, FaultGarbage} {
 		b.setFault(f)
@@ -420,11 +412,7 @@ func notFound(b *bench) {
 	b.wantOff(0)
 }
 
-func goneOfAnother(b *bench) {
-	p, ok := b.provider()
-	if !ok {
-		return
-	}
+func goneOfAnother(b *bench, p Provider) {
 	p.Remove(b)
 	b.setFault(FaultWrongIdentity)
 	if r, err := b.observe(); err != nil || b.sameMachine(r.Identity) == nil {
@@ -436,11 +424,7 @@ func goneOfAnother(b *bench) {
 	b.wantOff(0)
 }
 
-func isolatesGone(b *bench) {
-	p, ok := b.provider()
-	if !ok {
-		return
-	}
+func isolatesGone(b *bench, p Provider) {
 	p.Remove(b)
 	var asked []string
 	r, err := b.isolate(func(identity string) error { asked = append(asked, identity); return b.sameMachine(identity) })
@@ -453,11 +437,7 @@ func isolatesGone(b *bench) {
 	b.wantOn(false)
 }
 
-func releasesGone(b *bench) {
-	p, ok := b.provider()
-	if !ok {
-		return
-	}
+func releasesGone(b *bench, p Provider) {
 	p.Remove(b)
 	_, _ = b.release() // what it answers is its own affair
 	if now, err := b.observe(); err != nil || now.Power != fencing.PowerGone {

@@ -190,10 +190,13 @@ func (b *bench) knows(p fencing.Power) {
 	}
 }
 
-// provider is the truth of a driver that can know Gone; ok is false where there is nothing to test.
-func (b *bench) provider() (p Provider, ok bool) {
-	p, ok = b.host.Truth.(Provider)
-	return p, ok
+// ofProvider is a clause about a driver that can know Gone. Of any other there is nothing to test but that it never says so, which every clause does.
+func ofProvider(clause func(*bench, Provider)) func(*bench) {
+	return func(b *bench) {
+		if p, ok := b.host.Truth.(Provider); ok {
+			clause(b, p)
+		}
+	}
 }
 
 // sameMachine is the permit that the controllers give.
