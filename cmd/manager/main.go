@@ -143,6 +143,11 @@ func run(o options) error {
 		return fmt.Errorf("find the API server: %w", err)
 	}
 	config.QPS, config.Burst = 100, 200
+	if err := awaitAPI(ctx, config, o.health); ctx.Err() != nil {
+		return nil
+	} else if err != nil {
+		return err
+	}
 	mgr, err := ctrl.NewManager(config, managerOptions(o, scheme))
 	if err != nil {
 		return err

@@ -283,7 +283,8 @@ func (r *Reconciler) writer(ctx context.Context, w *world, p *corev1.Pod, app st
 		return
 	}
 	a.Exclusive = r.exclusive(ctx, p)
-	a.EndpointReady = ready(p)
+	a.EndpointReady = isTrue(p, corev1.PodReady)
+	a.EndpointOwed = !a.EndpointReady && owed(p)
 	w.seen.Apps = append(w.seen.Apps, a)
 }
 
@@ -313,9 +314,20 @@ func (r *Reconciler) exclusive(ctx context.Context, p *corev1.Pod) bool {
 	return true
 }
 
-func ready(p *corev1.Pod) bool {
+// owed reports whether a kubelet would call the pod Ready (pkg/kubelet/status, GeneratePodReadyCondition): its containers are, and so is every readiness
+// gate. The node controller changes Ready alone.
+func owed(p *corev1.Pod) bool {
+	for _, g := range p.Spec.ReadinessGates {
+		if !isTrue(p, g.ConditionType) {
+			return false
+		}
+	}
+	return p.DeletionTimestamp == nil && isTrue(p, corev1.ContainersReady)
+}
+
+func isTrue(p *corev1.Pod, kind corev1.PodConditionType) bool {
 	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady {
+		if c.Type == kind {
 			return c.Status == corev1.ConditionTrue
 		}
 	}

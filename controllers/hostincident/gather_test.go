@@ -7,6 +7,9 @@ import (
 	"slices"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 )
 
@@ -18,6 +21,40 @@ func methods(named ...[2]string) *v1alpha1.FencingProfile {
 			Hosts: []v1alpha1.HostDevice{{NodeName: "b", Address: "bmc-of-b"}, {NodeName: "a", Address: m[1]}}}})
 	}
 	return p
+}
+
+// What Holdfast puts back for a kubelet is what that kubelet would say itself.
+func TestAnEndpointIsOwedWhereAKubeletWouldSayReady(t *testing.T) {
+	const gate = "example.org/gate"
+	for says, c := range map[string]struct {
+		containers, gated corev1.ConditionStatus
+		gates, going      bool
+		want              bool
+	}{
+		"the containers are ready":             {containers: corev1.ConditionTrue, want: true},
+		"they are not":                         {containers: corev1.ConditionFalse},
+		"nobody said":                          {},
+		"and so is what else it waits for":     {containers: corev1.ConditionTrue, gates: true, gated: corev1.ConditionTrue, want: true},
+		"and what else it waits for is not":    {containers: corev1.ConditionTrue, gates: true, gated: corev1.ConditionFalse},
+		"and what else it waits for is silent": {containers: corev1.ConditionTrue, gates: true},
+		"the pod is going":                     {containers: corev1.ConditionTrue, going: true},
+	} {
+		p := &corev1.Pod{}
+		for kind, status := range map[corev1.PodConditionType]corev1.ConditionStatus{corev1.PodReady: corev1.ConditionFalse, corev1.ContainersReady: c.containers, gate: c.gated} {
+			if status != "" {
+				p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{Type: kind, Status: status})
+			}
+		}
+		if c.gates {
+			p.Spec.ReadinessGates = []corev1.PodReadinessGate{{ConditionType: gate}}
+		}
+		if c.going {
+			p.DeletionTimestamp = &metav1.Time{}
+		}
+		if got := owed(p); got != c.want {
+			t.Errorf("%s: owed is %v", says, got)
+		}
+	}
 }
 
 func TestAnAttemptIsOfTheDeviceThatWasCommanded(t *testing.T) {

@@ -229,6 +229,9 @@ type App struct {
 	FailingFor time.Duration
 	// EndpointReady is the pod's Ready condition in the API.
 	EndpointReady bool
+	// EndpointOwed is true while Ready is not True although all that a kubelet makes it from is: the node controller took it back, and the next round of
+	// the kubelet's status manager (10 s) will not agree.
+	EndpointOwed bool
 }
 
 // PowerState is what a fence device says of its host.

@@ -191,7 +191,7 @@ func (m *maker) traffic() {
 	for _, a := range m.seen.Apps {
 		step := Step{Target: a.PodUID}
 		switch {
-		case m.keeps() && a.Serving == evidence.ServingYes && a.Exclusive && !a.EndpointReady:
+		case m.keeps(a) && a.Serving == evidence.ServingYes && a.Exclusive && !a.EndpointReady:
 			step.Kind, step.Because = KeepServing, a.Pod+" answers its own probes"
 		case a.EndpointReady && (m.found.Class == verdict.Lost || m.stops() && a.Serving == evidence.ServingNo && a.Exclusive):
 			step.Kind, step.Because = StopServing, m.because()
@@ -206,12 +206,20 @@ func (m *maker) traffic() {
 	}
 }
 
-func (m *maker) keeps() bool {
+// keeps reports whether the endpoint of an application that serves is put back: where no kubelet can say so, and where one that is back has not got
+// round to it.
+func (m *maker) keeps(a evidence.App) bool {
 	if !m.policy.KeepTraffic {
 		return false
 	}
-	c := m.found.Class
-	return c == verdict.KubeletDown || c == verdict.Blind || c == verdict.Isolated
+	switch m.found.Class {
+	case verdict.KubeletDown, verdict.Blind, verdict.Isolated:
+		return true
+	case verdict.Healthy:
+		return a.EndpointOwed
+	default:
+		return false
+	}
 }
 
 func (m *maker) stops() bool {

@@ -75,7 +75,7 @@ func (w *World) reversible(s plan.Step) {
 	case plan.ArmHold, plan.DisarmHold:
 		w.pod(s.Target).Held = s.Kind == plan.ArmHold
 	case plan.KeepServing, plan.StopServing:
-		w.pod(s.Target).ready = s.Kind == plan.KeepServing
+		w.pod(s.Target).says(s.Kind == plan.KeepServing)
 	case plan.Settle:
 		for i := range w.journal.Attempts {
 			if a := &w.journal.Attempts[i]; a.ID == s.Target {

@@ -228,7 +228,8 @@ func (w *World) Snapshot() evidence.Snapshot {
 
 func (w *World) appNow(p *pod, m *appMemory) evidence.App {
 	a := evidence.App{App: p.App, Pod: p.Name, PodUID: p.UID, Exclusive: !p.shares, Serving: m.serving, Asked: 1, Kernel: m.refused,
-		HasAnswer: m.hasAnswer, LastAnswer: evidence.Instant(m.lastAnswer), HasKernel: m.hasKernel, LastKernel: evidence.Instant(m.lastKernel), EndpointReady: p.ready}
+		HasAnswer: m.hasAnswer, LastAnswer: evidence.Instant(m.lastAnswer), HasKernel: m.hasKernel, LastKernel: evidence.Instant(m.lastKernel), EndpointReady: p.ready,
+		EndpointOwed: p.containersReady && !p.ready && !p.Terminating}
 	switch {
 	case m.answered:
 		a.Answered = 1

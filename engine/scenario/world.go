@@ -100,9 +100,13 @@ type host struct {
 type pod struct {
 	evidence.Writer
 	serves, probed, shares bool
-	ready                  bool
+	// containersReady is what the kubelet says of the pod, or who spoke for it; ready is the Ready condition, which the node controller takes back too.
+	containersReady, ready bool
 	finalizer              bool // of somebody else
 }
+
+// says is somebody speaking as a kubelet does of its pod.
+func (p *pod) says(ready bool) { p.containersReady, p.ready = ready, ready }
 
 type device struct {
 	evidence.Power
@@ -173,7 +177,7 @@ func (w *World) AddPod(name string, drivers ...string) {
 		}
 		volumes = append(volumes, evidence.Volume{Claim: claim, Driver: driver, Handle: "vol-" + name})
 	}
-	w.pods = append(w.pods, &pod{serves: true, probed: true, ready: true,
+	w.pods = append(w.pods, &pod{serves: true, probed: true, containersReady: true, ready: true,
 		Writer: evidence.Writer{App: "shop/" + name, Namespace: "shop", Name: name, UID: uid, BootID: w.host.boot, Volumes: volumes}})
 	w.attached = append(w.attached, evidence.Attachment{Name: "att-" + name, Volume: "vol-" + name, Attached: true})
 }
@@ -232,13 +236,16 @@ func (w *World) happen() {
 	}
 	h := &w.host
 	if w.kubeletSpeaks() && !h.leaseDeleted && w.now-h.lastRenewal >= renewEvery {
+		returns := w.now-h.lastRenewal > monitorGrace
 		h.lastRenewal = w.now
 		h.renewals++
 		if h.node.Ready == evidence.ReadyUnknown {
 			w.postStatus()
 		}
 		for _, p := range w.pods {
-			p.ready = p.serves && !h.runtimeDown
+			if !returns { // else it speaks of its pods in its next round
+				p.says(p.serves && !h.runtimeDown)
+			}
 		}
 	}
 	if !w.cluster.othersSilent && w.now-w.cluster.othersAt >= renewEvery {

@@ -61,6 +61,11 @@ func allCut(t *testing.T, plane fault.Plane) {
 		s.must(err)
 	}
 	s.allClosed()
+	for _, p := range s.guarded() {
+		_, err := p.AwaitPod(s.soon(), p.Name+" to be Ready", stage.PodReady)
+		s.must(err)
+		s.must(inside[p.Name].AwaitServed(s.soon()))
+	}
 	s.mark("recovered")
 	s.sameContainers()
 	until := mono.Nanoseconds()
@@ -113,7 +118,7 @@ func (s *scene) nothingEvicted() {
 
 // servedThroughout: where a manager has the API, it keeps every endpoint there, and a client on a host is served all the time. Where none has, Kubernetes
 // takes the endpoints out of the API's lists and nobody is left to put them back: hosts do not learn of it while they are cut off. When they reach the API
-// again their proxies do, before their kubelets have said otherwise: that is the second limit that docs/spec/invariants.md names, and it is measured here.
+// again their proxies may, before a manager leads: that is a limit that docs/spec/invariants.md names, and it is measured here.
 func (s *scene) servedThroughout(plane fault.Plane, insiders map[string]*stage.Insider, until int64) {
 	s.Helper()
 	served := until

@@ -138,27 +138,35 @@ func (a *Actor) startClient(ctx context.Context) error {
 
 // AwaitServed waits until the client gets an acknowledgement for something that it asked for from now on.
 func (a *Actor) AwaitServed(ctx context.Context) error {
+	if err := awaitAck(ctx, a.acks); err != nil {
+		return fmt.Errorf("waiting for an acknowledgement of %s: %w; endpoints: %+v", a.Name, err, a.Endpoints.Changes())
+	}
+	return nil
+}
+
+// awaitAck waits for an acknowledgement that is given after now.
+func awaitAck(ctx context.Context, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
-	since, from := mono.Nanoseconds(), a.acked()
+	since, from := mono.Nanoseconds(), size(path)
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		acks, err := acksFrom(a.acks, from, since)
+		acks, err := acksFrom(path, from, since)
 		if err != nil || len(acks) > 0 {
 			return err
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for an acknowledgement of %s: %w; endpoints: %+v", a.Name, ctx.Err(), a.Endpoints.Changes())
+			return ctx.Err()
 		}
 	}
 }
 
-// acked is how many bytes of acknowledgements there are, in whole lines or not.
-func (a *Actor) acked() int64 {
-	found, err := os.Stat(a.acks)
+// size is how many bytes of acknowledgements there are, in whole lines or not.
+func size(path string) int64 {
+	found, err := os.Stat(path)
 	if err != nil {
 		return 0 // none yet
 	}

@@ -44,6 +44,14 @@ func (a *Actor) Within(ctx context.Context, host string) (*Insider, error) {
 // Leave ends the client.
 func (i *Insider) Leave(ctx context.Context) error { return i.process.Kill(ctx) }
 
+// AwaitServed waits until the client gets an acknowledgement that is given after now.
+func (i *Insider) AwaitServed(ctx context.Context) error {
+	if err := awaitAck(ctx, i.acks); err != nil {
+		return fmt.Errorf("waiting for an acknowledgement in %s: %w", i.acks, err)
+	}
+	return nil
+}
+
 // LongestPause is the longest time between two acknowledgements in a stretch, its ends included.
 func (i *Insider) LongestPause(since, until int64) (time.Duration, error) {
 	acks, err := acksFrom(i.acks, 0, since)
