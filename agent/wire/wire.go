@@ -1,0 +1,139 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package wire has what the witness agents and the manager say to each other, as JSON over mutual TLS: see docs/spec/witness.md.
+//
+// No instant crosses the wire, since no two hosts share a clock. What is dated is dated by its age, in milliseconds on the monotonic clock of whoever
+// answers, up to the answer. Whoever asked takes the moment of asking less the age: the thing happened no earlier than that.
+package wire
+
+// Paths of the agent's API.
+const (
+	PathView  = "/v1/view"
+	PathProbe = "/v1/probe"
+)
+
+// Limits of requests and answers.
+const (
+	// MetaBytes is how much one host's facts may take in gossip (memberlist.MetaMaxSize).
+	MetaBytes = 512
+	// Questions is how many a probe request may hold.
+	Questions = 16
+	// ProbeMillis bounds all answers to a probe request together.
+	ProbeMillis = 2000
+	// WaitMillis is how long a view may be awaited.
+	WaitMillis = 30000
+)
+
+// Pulse is whether something on the agent's own host answered the agent when it was last asked.
+type Pulse string
+
+// Values of Pulse. The empty one is Unread.
+const (
+	Unread Pulse = ""
+	Alive  Pulse = "Alive"
+	Dead   Pulse = "Dead"
+)
+
+// Facts are what an agent says of its own host.
+type Facts struct {
+	Node       string `json:"node"`
+	BootID     string `json:"bootID"`
+	SystemUUID string `json:"systemUUID,omitempty"`
+	// Kubelet answers on 127.0.0.1:10248/healthz; Runtime answers the CRI's Version; API answers this host at all, whoever is asking.
+	Kubelet Pulse `json:"kubelet,omitempty"`
+	Runtime Pulse `json:"runtime,omitempty"`
+	API     Pulse `json:"api,omitempty"`
+	// Revision grows with each change of the above in one life of the agent.
+	Revision uint64 `json:"revision"`
+}
+
+// State is what gossip makes of a host.
+type State string
+
+// Values of State. A host that left in order, and one that gossip has never heard of, are not in the view.
+const (
+	StateAlive   State = "Alive"
+	StateSuspect State = "Suspect"
+	StateDead    State = "Dead"
+)
+
+// Host is what the agent that answers knows of another one's host, or of its own.
+type Host struct {
+	Facts
+	State State `json:"state"`
+	// StateAge is how long it has been so.
+	StateAge int64 `json:"stateAge"`
+	// HeardAge is since the host's agent itself last answered this one, in the boot and with the facts above; absent if it never did. What others say of
+	// the host is State only.
+	HeardAge *int64 `json:"heardAge,omitempty"`
+}
+
+// View answers GET /v1/view?index=N, which waits until Index is not N any more, or for WaitMillis. Without an index it is answered at once.
+type View struct {
+	// Node and BootID are of the agent that answers.
+	Node   string `json:"node"`
+	BootID string `json:"bootID"`
+	// Index changes whenever a host comes, goes, or changes State or Facts. It says nothing across lives of an agent.
+	Index uint64 `json:"index"`
+	Hosts []Host `json:"hosts"`
+}
+
+// Question is one thing that an agent is asked to try from where it is.
+type Question struct {
+	// Name is the caller's own, and comes back with the answer.
+	Name string `json:"name"`
+	// Agent asks the agent of this host; Address is then the host's.
+	Agent string `json:"agent,omitempty"`
+	// Address is an IP address, and Port a TCP port there.
+	Address string `json:"address"`
+	Port    int32  `json:"port,omitempty"`
+	// HTTP is the path of a GET that must answer 200 to 399; GRPC the name of a service for the standard health check; TLS wants a TLS hello to be
+	// answered. Without any of them a TCP connection is opened.
+	HTTP *string `json:"http,omitempty"`
+	GRPC *string `json:"grpc,omitempty"`
+	TLS  bool    `json:"tls,omitempty"`
+}
+
+// Outcome is what came of a question.
+type Outcome string
+
+// Values of Outcome, the strongest sign of life first.
+const (
+	// Answered: what was asked for answered as it should.
+	Answered Outcome = "Answered"
+	// Failed: it was reached and did not answer as it should.
+	Failed Outcome = "Failed"
+	// Refused: a kernel refused the connection.
+	Refused Outcome = "Refused"
+	// Silent: no packet came back in time.
+	Silent Outcome = "Silent"
+	// Unreachable: a router or the neighbour table said that there is no such host.
+	Unreachable Outcome = "Unreachable"
+	// NotAsked: the question did not leave the agent, or was not understood.
+	NotAsked Outcome = "NotAsked"
+)
+
+// Answer is to one Question.
+type Answer struct {
+	Name    string  `json:"name"`
+	Outcome Outcome `json:"outcome"`
+	// BootID is of the agent that answered, for a question to an agent.
+	BootID string `json:"bootID,omitempty"`
+	// Age is since the question was sent.
+	Age int64  `json:"age"`
+	Why string `json:"why,omitempty"`
+}
+
+// ProbeRequest is the body of POST /v1/probe.
+type ProbeRequest struct {
+	Questions []Question `json:"questions"`
+}
+
+// ProbeAnswer answers it: one Answer for each Question, in order.
+type ProbeAnswer struct {
+	// Node and BootID are of the agent that answers.
+	Node    string   `json:"node"`
+	BootID  string   `json:"bootID"`
+	Answers []Answer `json:"answers"`
+}
