@@ -66,8 +66,10 @@ var importLaw = []struct {
 	{"engine/scenario", []string{"engine", "api"}},
 	{"fencing", []string{"fencing"}},
 	{"admission", []string{"admission", "api"}},
-	{"controllers", []string{"admission", "api", "controllers", "engine", "fencing$"}},
-	{"cmd", []string{"admission", "api", "cmd", "controllers", "engine", "fencing$", "fencing/ipmi"}},
+	{"agent/wire", []string{"agent/wire"}},
+	{"agent", []string{"agent"}},
+	{"controllers", []string{"admission", "agent/wire$", "api", "controllers", "engine", "fencing$"}},
+	{"cmd", []string{"admission", "agent", "api", "cmd", "controllers", "engine", "fencing$", "fencing/ipmi"}},
 }
 
 func TestImportsStayWithinTheLaw(t *testing.T) {

@@ -52,6 +52,8 @@ var violations = []violation{
 	{"a driver imports Kubernetes", "fencing/ipmi", imports("k8s.io/api/core/v1"), "depguard", "not Kubernetes"},
 	{"admission imports the engine", "admission", imports(module + "engine/verdict"), "depguard", "admission imports the API"},
 	{"a controller imports a driver", "controllers/guard", imports(module + "fencing/ipmi"), "depguard", "drivers come from cmd"},
+	{"the agent imports a controller", "agent/wire", imports(module + "controllers/guard"), "depguard", "nothing of ours"},
+	{"the agent imports the engine", "agent/gossip", imports(module + "engine/verdict"), "depguard", "nothing of ours"},
 	{"a controller imports a test package", "controllers/guard", imports(module + "test/envtest"), "depguard", "controllers import"},
 	{"cmd imports the fake world", "cmd", imports(module + "fencing/fake"), "depguard", "for tests"},
 
@@ -135,7 +137,7 @@ func lint(t *testing.T, binary, root string) []finding {
 	t.Helper()
 	command := exec.CommandContext(t.Context(), binary, "run", "--enable-only", "depguard,forbidigo,goheader",
 		"--output.json.path", "stdout", "--show-stats=false", "--issues-exit-code", "0",
-		"./api/...", "./engine/...", "./fencing/...", "./admission/...", "./controllers/...", "./cmd/...")
+		"./api/...", "./engine/...", "./fencing/...", "./admission/...", "./agent/...", "./controllers/...", "./cmd/...")
 	command.Dir = root
 	var stderr bytes.Buffer
 	command.Stderr = &stderr
@@ -160,7 +162,7 @@ func copyCheckout(t *testing.T, root string) string {
 	t.Helper()
 	to := t.TempDir()
 	list := exec.CommandContext(t.Context(), "git", "ls-files", "--cached", "--others", "--exclude-standard", "-z",
-		"*.go", "go.mod", "go.sum", ".golangci.yml", "admission", "api", "controllers", "engine", "fencing", "cmd")
+		"*.go", "go.mod", "go.sum", ".golangci.yml", "admission", "agent", "api", "controllers", "engine", "fencing", "cmd")
 	list.Dir = root
 	names, err := list.Output()
 	if err != nil {
