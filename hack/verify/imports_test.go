@@ -68,7 +68,7 @@ var importLaw = []struct {
 	{"admission", []string{"admission", "api"}},
 	{"agent/wire", []string{"agent/wire"}},
 	{"agent", []string{"agent"}},
-	{"controllers", []string{"admission", "agent/wire$", "api", "controllers", "engine", "fencing$"}},
+	{"controllers", []string{"admission", "agent/authority$", "agent/wire$", "api", "controllers", "engine", "fencing$"}},
 	{"cmd", []string{"admission", "agent", "api", "cmd", "controllers", "engine", "fencing$", "fencing/ipmi"}},
 }
 

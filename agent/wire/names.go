@@ -1,0 +1,13 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package wire
+
+// Signer is the signer of the certificates that agents ask for.
+const Signer = "guard.holdfast.dev/witness"
+
+// ManagerName is the URI of the manager's certificate.
+const ManagerName = "holdfast:manager"
+
+// WitnessName is the URI of the certificate of the agent on a Node.
+func WitnessName(node string) string { return "holdfast:witness/" + node }
