@@ -61,6 +61,8 @@ type Snapshot struct {
 	Attestations []Attestation
 	// Cluster says whether the observer can trust its own eyes.
 	Cluster Cluster
+	// Witnesses is what the agents say of the host; the zero value where there are none.
+	Witnesses Witnesses
 	// Listed is true when the open incidents, the pods of the host and its attachments were all listed live for this snapshot. While it is
 	// false, nothing may be concluded from the absence of a writer, an attachment or an incident.
 	Listed bool
@@ -186,9 +188,10 @@ type Port struct {
 }
 
 // Silent reports whether the port was asked and nobody answered.
-func (p Port) Silent() bool {
-	return p.Answer == AnswerNone || p.Answer == AnswerUnreachable
-}
+func (p Port) Silent() bool { return p.Answer.Silent() }
+
+// Silent reports whether a question was sent and nobody answered.
+func (a Answer) Silent() bool { return a == AnswerNone || a == AnswerUnreachable }
 
 // Serving is whether an application answers its own probes.
 type Serving uint8
@@ -592,8 +595,8 @@ func (s Snapshot) Unreleased() []Writer {
 	return out
 }
 
-// LastLife is the latest instant at which the host can have shown a sign of life to this observer: when the lease was first seen renewed,
-// or when an answered question was sent. For an observer that has seen nothing, it is the observer's own start, or when its view
+// LastLife is the latest instant at which the host can have shown a sign of life to this observer or to an agent: when the lease was first seen renewed,
+// when an answered question was sent, or when an agent's answer at the latest was given. For an observer that has seen nothing, it is the observer's own start, or when its view
 // was last bad.
 func (s Snapshot) LastLife() Instant {
 	last := s.At - Instant(s.Cluster.Observing)
@@ -619,6 +622,11 @@ func (s Snapshot) LastLife() Instant {
 			see(a.LastKernel)
 		}
 	}
+	s.witnessed(func(_ Rank, sign Sign, _ string) {
+		if sign.Heard {
+			see(min(s.At, max(sign.NotBefore, sign.NotAfter)))
+		}
+	})
 	return last
 }
 
@@ -626,7 +634,7 @@ func (s Snapshot) LastLife() Instant {
 func (s Snapshot) SilentFor() time.Duration { return s.At.Sub(s.LastLife()) }
 
 // Life is the strongest sign of life that cannot have happened before the instant given.
-// Leases and answers of another boot are not life of this one.
+// Leases, statuses and agents of another boot are not life of this one.
 func (s Snapshot) Life(since Instant) (Rank, string) {
 	best, who := RankNone, ""
 	see := func(r Rank, at Instant, by string) {
@@ -655,5 +663,10 @@ func (s Snapshot) Life(since Instant) (Rank, string) {
 			see(RankKernel, a.LastKernel, "Application "+a.Pod)
 		}
 	}
+	s.witnessed(func(r Rank, sign Sign, by string) {
+		if sign.Heard {
+			see(r, sign.NotBefore, by)
+		}
+	})
 	return best, who
 }

@@ -74,6 +74,7 @@ func near(t *rapid.T, s, base situation) situation {
 		{"node at", func() { base.seen.Node.At = s.seen.Node.At }}, {"second device", func() { base.seen.Power = append(base.seen.Power, s.seen.Power...) }},
 		{"coverage", func() { base.seen.Power[0].CoversHost = false }}, {"manual", func() { base.policy.ManualApproval = true }},
 		{"attestation", func() { base.seen.Attestations = s.seen.Attestations }}, {"proof asked for", func() { base.policy.MinimumProof = evidence.StrengthPowerOff }},
+		{"witnesses", func() { base.seen.Witnesses = s.seen.Witnesses }},
 		{"paused", func() { base.policy.Paused = true }}, {"shadow", func() { base.policy.Shadow = true }},
 	}
 	for _, p := range parts {
@@ -171,6 +172,9 @@ func drawn(t *rapid.T) situation {
 	}
 	s.seen.Cluster = evidence.Cluster{Hosts: 10, StaleHosts: rapid.SampledFrom([]int{0, 1, 1, 1, 2, 9}).Draw(t, "stale"), Observing: 30 * time.Minute,
 		HasOther: !oneIn(t, 4, "no other"), OtherNotBefore: ago(span(t, "other"))}
+	if oneIn(t, 2, "witnesses") {
+		s.seen.Witnesses = anyWitnesses(t, s.seen)
+	}
 	if oneIn(t, 8, "deaf") {
 		s.seen.Cluster.APISilent = 10 * time.Second
 	}
@@ -255,6 +259,65 @@ func anyApp(t *rapid.T, i int) evidence.App {
 		}
 	}
 	return a
+}
+
+// anyWitnesses are up to three vantage points, of which each may hear the host or not.
+func anyWitnesses(t *rapid.T, s evidence.Snapshot) evidence.Witnesses {
+	w := evidence.Witnesses{On: !oneIn(t, 6, "off"), Expected: rapid.IntRange(0, 3).Draw(t, "expected")}
+	for i := range rapid.IntRange(0, 3).Draw(t, "vantages") {
+		v := evidence.Vantage{Witness: fmt.Sprintf("w%d", i), Answered: !oneIn(t, 4, "no answer"), At: ago(span(t, "answered at")), StateFor: span(t, "state for"),
+			State:     rapid.SampledFrom([]evidence.Gossip{evidence.GossipDead, evidence.GossipDead, evidence.GossipAlive, evidence.GossipSuspect, evidence.GossipUnread}).Draw(t, "gossip"),
+			AgentBoot: rapid.SampledFrom([]string{"b1", "b2", ""}).Draw(t, "agent boot"), Agent: anySign(t, "agent"), PortHeard: anySign(t, "port"), PortAsked: ago(span(t, "port asked there")),
+			Port: rapid.SampledFrom([]evidence.Answer{evidence.AnswerNone, evidence.AnswerNone, evidence.AnswerReset, evidence.AnswerSpoke, evidence.AnswerUnread}).Draw(t, "port there")}
+		for _, a := range s.Apps {
+			v.Apps = append(v.Apps, evidence.AppThere{PodUID: a.PodUID, Asked: ago(span(t, "app asked there")), Answered: anySign(t, "app answered"), Replied: anySign(t, "app replied"),
+				Says: rapid.SampledFrom([]evidence.There{evidence.ThereSilent, evidence.ThereSilent, evidence.ThereRefused, evidence.ThereFailed, evidence.ThereAnswered, evidence.ThereUnread}).Draw(t, "app there")})
+		}
+		w.Vantages = append(w.Vantages, v)
+	}
+	pulse := rapid.SampledFrom([]evidence.Pulse{evidence.PulseUnread, evidence.PulseAlive, evidence.PulseDead})
+	w.Report = evidence.Report{Sign: anySign(t, "report"), BootID: rapid.SampledFrom([]string{"b1", "b2"}).Draw(t, "report boot"), Kubelet: pulse.Draw(t, "kubelet"),
+		Runtime: pulse.Draw(t, "runtime"), API: pulse.Draw(t, "api")}
+	return w
+}
+
+func anySign(t *rapid.T, name string) evidence.Sign {
+	if !oneIn(t, 4, name+" heard") {
+		return evidence.Sign{}
+	}
+	at := ago(span(t, name))
+	return evidence.Sign{Heard: true, NotBefore: at, NotAfter: min(now, at+evidence.Instant(time.Second))}
+}
+
+// signs are the dated signs of life of boot b1 in what agents say, in other words than the engine's; gossip's states are none.
+func signs(s evidence.Snapshot) (at []evidence.Instant) {
+	add := func(x evidence.Sign) {
+		if x.Heard {
+			at = append(at, x.NotBefore)
+		}
+	}
+	if !s.Witnesses.On {
+		return nil
+	}
+	if s.Witnesses.Report.BootID == "b1" {
+		add(s.Witnesses.Report.Sign)
+	}
+	for _, v := range s.Witnesses.Vantages {
+		if v.AgentBoot == "b1" {
+			add(v.Agent)
+		}
+		add(v.PortHeard)
+		if v.Port == evidence.AnswerReset || v.Port == evidence.AnswerSpoke {
+			at = append(at, v.PortAsked)
+		}
+		for i, a := range v.Apps {
+			if i < len(s.Apps) && s.Apps[i].PodUID == a.PodUID && s.Apps[i].Exclusive {
+				add(a.Answered)
+				add(a.Replied)
+			}
+		}
+	}
+	return at
 }
 
 func anyPower(t *rapid.T, i int, read evidence.Instant) evidence.Power {
@@ -369,6 +432,9 @@ func otherReadsOn(s evidence.Snapshot, p evidence.Power) bool {
 // quietSince reports whether no plane has shown life from the instant on.
 func quietSince(s evidence.Snapshot, i evidence.Instant) bool {
 	if (s.Lease.Moved && s.Lease.NotBefore >= i) || (s.Node.Spoke && s.Node.SpokeNotBefore >= i) || (s.Port.HasAnswer && s.Port.LastAnswer >= i) {
+		return false
+	}
+	if slices.ContainsFunc(signs(s), func(at evidence.Instant) bool { return at >= i }) {
 		return false
 	}
 	return !slices.ContainsFunc(s.Apps, func(a evidence.App) bool {
@@ -654,6 +720,7 @@ func TestFreshObserverWaits(t *testing.T) {
 		s.seen.Cluster.Observing, s.seen.Cluster.HasOther = young, false
 		s.seen.Lease.Age, s.seen.Lease.Moved, s.seen.Lease.Missing, s.seen.Node.Spoke = young, false, false, false
 		s.seen.Port.HasAnswer = false
+		s.seen.Witnesses = evidence.Witnesses{}
 		s.seen.Power = slices.Clone(s.seen.Power)
 		for i := range s.seen.Power {
 			p := &s.seen.Power[i]
@@ -702,10 +769,56 @@ func shift(s evidence.Snapshot, by evidence.Instant) evidence.Snapshot {
 	for i := range s.Power {
 		instants = append(instants, &s.Power[i].At, &s.Power[i].OffSince, &s.Power[i].LastOff, &s.Power[i].LastOn)
 	}
+	instants = append(instants, &s.Witnesses.Report.NotBefore, &s.Witnesses.Report.NotAfter)
+	s.Witnesses.Vantages = slices.Clone(s.Witnesses.Vantages)
+	for i := range s.Witnesses.Vantages {
+		v := &s.Witnesses.Vantages[i]
+		v.Apps = slices.Clone(v.Apps)
+		instants = append(instants, &v.At, &v.Agent.NotBefore, &v.Agent.NotAfter, &v.PortAsked, &v.PortHeard.NotBefore, &v.PortHeard.NotAfter)
+		for j := range v.Apps {
+			a := &v.Apps[j]
+			instants = append(instants, &a.Asked, &a.Answered.NotBefore, &a.Answered.NotAfter, &a.Replied.NotBefore, &a.Replied.NotAfter)
+		}
+	}
 	for _, i := range instants {
 		*i += by
 	}
 	return s
+}
+
+// TestWithoutVantagePointsItIsAsWithoutAgents: agents that are not configured, and agents of which none is expected and none has ever answered, change nothing.
+func TestWithoutVantagePointsItIsAsWithoutAgents(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		plain, off, mute := s, s, s
+		plain.seen.Witnesses = evidence.Witnesses{}
+		off.seen.Witnesses = anyWitnesses(t, s.seen)
+		off.seen.Witnesses.On = false
+		mute.seen.Witnesses = evidence.Witnesses{On: true, Vantages: []evidence.Vantage{{Witness: "w0", At: now, State: evidence.GossipAlive}, {Witness: "w1", At: now, State: evidence.GossipDead}}}
+		found, p := plain.decide()
+		for what, other := range map[string]situation{"not configured": off, "never heard": mute} {
+			foundOther, pOther := other.decide()
+			if !reflect.DeepEqual(found, foundOther) || !reflect.DeepEqual(p, pOther) {
+				t.Fatalf("agents that are %s make %s by %s %v of %s by %s %v", what, foundOther.Class, foundOther.Rule(), pOther, found.Class, found.Rule(), p)
+			}
+		}
+	})
+}
+
+// TestWitnessesNeverRelease: whatever agents say, it makes no host lost and releases nothing that would stay without them.
+func TestWitnessesNeverRelease(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		with := s
+		with.seen.Witnesses = anyWitnesses(t, s.seen)
+		s.seen.Witnesses = evidence.Witnesses{}
+		found, p := s.decide()
+		foundWith, pWith := with.decide()
+		if foundWith.Proof.Fresh && !found.Proof.Fresh {
+			t.Fatalf("%s by %s becomes %s by %s", found.Class, found.Rule(), foundWith.Class, foundWith.Rule())
+		}
+		if has(pWith, plan.TaintOutOfService, plan.DeletePod) && !has(p, plan.TaintOutOfService, plan.DeletePod) {
+			t.Fatalf("released on the word of agents: %v", pWith.Steps)
+		}
+	})
 }
 
 // TestMakeIsPure: the same values give the same plan, and stay as they were.

@@ -227,6 +227,31 @@ func Evidence(s evidence.Snapshot, wall Wall) []v1alpha1.EvidenceRecord {
 		}
 		add("Attestation "+a.Name, words, evidence.RankNone, a.Seen)
 	}
+	if s.Witnesses.On {
+		witnesses(s, add)
+	}
 	add("Cluster", fmt.Sprintf("%d of %d hosts late", s.Cluster.StaleHosts, s.Cluster.Hosts), evidence.RankNone, s.At)
 	return out
+}
+
+// witnesses puts into words what each vantage point says, and what the host's own agent says of itself.
+func witnesses(s evidence.Snapshot, add func(source, reading string, rank evidence.Rank, at evidence.Instant)) {
+	for _, v := range s.Witnesses.Vantages {
+		if !v.Answered {
+			add("Witness "+v.Witness, "does not answer", evidence.RankNone, v.At)
+			continue
+		}
+		words := fmt.Sprintf("gossip %s, port %s", v.State, v.Port)
+		for _, a := range v.Apps {
+			words += fmt.Sprintf(", application %s %s", a.PodUID, a.Says)
+		}
+		rank := v.Port.Rank()
+		if v.Agent.Heard {
+			words += ", its agent was heard in boot " + v.AgentBoot
+		}
+		add("Witness "+v.Witness, words, rank, v.At)
+	}
+	if r := s.Witnesses.Report; r.Heard {
+		add("Agent", fmt.Sprintf("boot %s: kubelet %s, runtime %s, API %s", r.BootID, r.Kubelet, r.Runtime, r.API), evidence.RankUserspace, r.NotBefore)
+	}
 }
