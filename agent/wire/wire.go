@@ -89,7 +89,7 @@ type Question struct {
 	Address string `json:"address"`
 	Port    int32  `json:"port,omitempty"`
 	// HTTP is the path of a GET that must answer 200 to 399; GRPC the name of a service for the standard health check; TLS wants a TLS hello to be
-	// answered. Without any of them a TCP connection is opened.
+	// answered, if only by an alert, and with HTTP makes it HTTPS. Certificates are not judged. Without any of them a TCP connection is opened.
 	HTTP *string `json:"http,omitempty"`
 	GRPC *string `json:"grpc,omitempty"`
 	TLS  bool    `json:"tls,omitempty"`
@@ -102,7 +102,7 @@ type Outcome string
 const (
 	// Answered: what was asked for answered as it should.
 	Answered Outcome = "Answered"
-	// Failed: it was reached and did not answer as it should.
+	// Failed: the connection was accepted, and what was asked for did not answer as it should, or not in time.
 	Failed Outcome = "Failed"
 	// Refused: a kernel refused the connection.
 	Refused Outcome = "Refused"
@@ -110,7 +110,7 @@ const (
 	Silent Outcome = "Silent"
 	// Unreachable: a router or the neighbour table said that there is no such host.
 	Unreachable Outcome = "Unreachable"
-	// NotAsked: the question did not leave the agent, or was not understood.
+	// NotAsked: the question did not leave the agent, as without a route, or was not understood.
 	NotAsked Outcome = "NotAsked"
 )
 

@@ -64,6 +64,7 @@ type portBoard struct {
 
 // portEvery and portTimeout pace the questions to a suspect host's kubelet port.
 const (
+	kubeletPort = 10250
 	portEvery   = 500 * time.Millisecond
 	portTimeout = time.Second
 )
@@ -154,7 +155,7 @@ func (b *Board) once(ctx context.Context, p *podBoard, probe v1alpha1.Probe) {
 	call, done := context.WithTimeout(ctx, seconds(max(1, probe.TimeoutSeconds)))
 	defer done()
 	sent := b.clock.Instant()
-	err := ask(call, b.Dial, probe, portOf(probe, p.target))
+	err := ask(call, b.Dial, probe, p.target)
 	if ctx.Err() != nil {
 		return
 	}
@@ -239,15 +240,14 @@ func (b *Board) WatchPort(host, ip string) {
 	if b.ctx == nil || ip == "" {
 		return
 	}
-	addr := net.JoinHostPort(ip, "10250")
 	if old, ok := b.ports[host]; ok {
-		if old.address == addr {
+		if old.address == ip {
 			return
 		}
 		old.stop()
 	}
 	ctx, stop := context.WithCancel(b.ctx)
-	p := &portBoard{address: addr, stop: stop}
+	p := &portBoard{address: ip, stop: stop}
 	b.ports[host] = p
 	go b.watchPort(ctx, host, p)
 }
@@ -268,7 +268,7 @@ func (b *Board) watchPort(ctx context.Context, host string, p *portBoard) {
 	for {
 		call, done := context.WithTimeout(ctx, portTimeout)
 		asked := b.clock.Instant()
-		answer := askPort(call, b.Dial, p.address)
+		answer := askPort(call, b.Dial, p.address, kubeletPort)
 		done()
 		if ctx.Err() != nil {
 			return

@@ -7,11 +7,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -101,7 +99,7 @@ func TestProbes(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			ctx, done := context.WithTimeout(t.Context(), 10*time.Second)
 			defer done()
-			err := ask(ctx, test.dial, test.probe, portOf(test.probe, Target{IP: "127.0.0.1"}))
+			err := ask(ctx, test.dial, test.probe, Target{IP: "127.0.0.1"})
 			if (err == nil) != test.answers || errors.Is(err, errAlive) != test.kernel {
 				t.Errorf("answers %v, kernel %v; want %v, %v (%v)", err == nil, errors.Is(err, errAlive), test.answers, test.kernel, err)
 			}
@@ -123,8 +121,9 @@ func healthServer(t *testing.T) int {
 
 func TestANamedPortIsLookedUp(t *testing.T) {
 	p := v1alpha1.Probe{TCPSocket: &v1alpha1.TCPProbe{Port: intstr.FromString("sql")}}
-	if got := portOf(p, Target{IP: "fd00::1", Ports: map[string]int32{"sql": 5432}}); got != "[fd00::1]:5432" {
-		t.Errorf("got %s", got)
+	got, err := questionOf(p, Target{IP: "fd00::1", Ports: map[string]int32{"sql": 5432}})
+	if err != nil || got.Address != "fd00::1" || got.Port != 5432 {
+		t.Errorf("got %+v, %v", got, err)
 	}
 }
 
@@ -142,26 +141,25 @@ func TestAskPortTellsKernelFromProcess(t *testing.T) {
 			return nil, &net.OpError{Op: "dial", Err: err}
 		}
 	}
-	here := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 	tests := []struct {
 		name string
 		dial Dial
-		addr string
+		port int
 		want evidence.Answer
 	}{
-		{"closed", dial, here(closed(t)), evidence.AnswerReset},
-		{"listening but mute", dial, here(portNumber(mute)), evidence.AnswerAccepted},
-		{"TLS that wants our certificate", dial, here(portNumber(spoken)), evidence.AnswerSpoke},
-		{"no packet comes back", silence, here(1), evidence.AnswerNone},
-		{"our own patience ends", fails(context.DeadlineExceeded), here(1), evidence.AnswerNone},
-		{"a neighbour says no such host", fails(syscall.EHOSTUNREACH), here(1), evidence.AnswerUnreachable},
-		{"the question did not leave", fails(syscall.ENETUNREACH), here(1), evidence.AnswerUnread},
+		{"closed", dial, closed(t), evidence.AnswerReset},
+		{"listening but mute", dial, portNumber(mute), evidence.AnswerAccepted},
+		{"TLS that wants our certificate", dial, portNumber(spoken), evidence.AnswerSpoke},
+		{"no packet comes back", silence, 1, evidence.AnswerNone},
+		{"our own patience ends", fails(context.DeadlineExceeded), 1, evidence.AnswerNone},
+		{"a neighbour says no such host", fails(syscall.EHOSTUNREACH), 1, evidence.AnswerUnreachable},
+		{"the question did not leave", fails(syscall.ENETUNREACH), 1, evidence.AnswerUnread},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			ctx, done := context.WithTimeout(t.Context(), 500*time.Millisecond)
 			defer done()
-			if got := askPort(ctx, test.dial, test.addr); got != test.want {
+			if got := askPort(ctx, test.dial, "127.0.0.1", int32(test.port)); got != test.want {
 				t.Errorf("got %s, want %s", got, test.want)
 			}
 		})
@@ -335,8 +333,8 @@ func TestTheSameTargetKeepsItsAnswersAndAChangedOneDoesNot(t *testing.T) {
 	if a, _ := r.board.App(podUID); a.HasAnswer {
 		t.Error("answers of one address count for another")
 	}
-	if addr := portOf(target.Health.Probes[0], target); !strings.HasPrefix(addr, "10.0.0.2:") {
-		t.Errorf("asks %s", addr)
+	if q, err := questionOf(target.Health.Probes[0], target); err != nil || q.Address != "10.0.0.2" {
+		t.Errorf("asks %+v, %v", q, err)
 	}
 }
 

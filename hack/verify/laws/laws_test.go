@@ -54,6 +54,7 @@ var violations = []violation{
 	{"a controller imports a driver", "controllers/guard", imports(module + "fencing/ipmi"), "depguard", "drivers come from cmd"},
 	{"the agent imports a controller", "agent/wire", imports(module + "controllers/guard"), "depguard", "nothing of ours"},
 	{"the agent imports the engine", "agent/gossip", imports(module + "engine/verdict"), "depguard", "nothing of ours"},
+	{"a controller imports gossip", "controllers/guard", imports(module + "agent/gossip"), "depguard", "how a question is tried"},
 	{"a controller imports a test package", "controllers/guard", imports(module + "test/envtest"), "depguard", "controllers import"},
 	{"cmd imports the fake world", "cmd", imports(module + "fencing/fake"), "depguard", "for tests"},
 
@@ -74,6 +75,7 @@ var lawful = []violation{
 	{"report imports the API", "engine/report", imports(module+"api/v1alpha1", module+"engine/plan"), "", ""},
 	{"a driver imports the contract", "fencing/ipmi", imports(module+"fencing", "net"), "", ""},
 	{"a controller imports the contract", "controllers/guard", imports(module+"fencing", module+"engine/verdict", "context"), "", ""},
+	{"a controller tries a question", "controllers/guard", imports(module+"agent/probe", module+"agent/wire"), "", ""},
 	{"cmd imports a driver", "cmd", imports(module+"fencing/ipmi", module+"controllers/guard"), "", ""},
 	{"a controller computes with durations", "controllers/guard", "import \"time\"\nvar D = 3 * time.Second\n", "", ""},
 }
