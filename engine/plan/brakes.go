@@ -35,6 +35,10 @@ var doubting = []brake{
 			m.block(m.found.Rule(), words)
 		}
 	}},
+	{name: "WitnessHears", when: func(m *maker) (string, bool) {
+		words, heard := m.seen.WitnessHears()
+		return words, heard && m.found.Class == verdict.Silent // what lives is fenced by the apps' own wish only
+	}, tell: func(m *maker) { m.out.Next = nextSuspect }},
 }
 
 // wayOut says, by the rule that gave the verdict, what a human can do where the engine will not find out by itself.
@@ -55,6 +59,9 @@ var confirming = []brake{
 	}},
 	{name: "NoContrast", when: func(m *maker) (string, bool) {
 		return "no other host has been heard since this one should have been heard again", !m.policy.Contrasted(m.seen)
+	}},
+	{name: "NoQuorum", when: func(m *maker) (string, bool) {
+		return fmt.Sprintf("%d of %d vantage points have looked for the host in vain", m.seen.WitnessesSearched(), m.seen.Witnesses.Expected), !m.seen.WitnessQuorum()
 	}},
 }
 

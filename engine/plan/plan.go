@@ -191,9 +191,9 @@ func (m *maker) traffic() {
 	for _, a := range m.seen.Apps {
 		step := Step{Target: a.PodUID}
 		switch {
-		case m.keeps(a) && a.Serving == evidence.ServingYes && a.Exclusive && !a.EndpointReady:
+		case m.keeps(a) && m.serves(a) && !a.EndpointReady:
 			step.Kind, step.Because = KeepServing, a.Pod+" answers its own probes"
-		case a.EndpointReady && (m.found.Class == verdict.Lost || m.stops() && a.Serving == evidence.ServingNo && a.Exclusive):
+		case a.EndpointReady && (m.found.Class == verdict.Lost || m.stops() && m.fails(a)):
 			step.Kind, step.Because = StopServing, m.because()
 		default:
 			continue
@@ -220,6 +220,19 @@ func (m *maker) keeps(a evidence.App) bool {
 	default:
 		return false
 	}
+}
+
+// serves reports whether an application answers us, or, on a host that no kubelet speaks for, a vantage point.
+func (m *maker) serves(a evidence.App) bool {
+	_, there := m.seen.AnswersThere(a.PodUID)
+	return a.Exclusive && (a.Serving == evidence.ServingYes || there && m.found.Class != verdict.Healthy)
+}
+
+// fails reports whether an application answers nobody: not us, by its own thresholds, or by its latest probe where the host is given up; and not the
+// vantage points, where any should answer.
+func (m *maker) fails(a evidence.App) bool {
+	ours := a.Serving == evidence.ServingNo || (a.Serving == evidence.ServingYes && a.FailingFor > 0 && m.seen.WitnessesCallItDead())
+	return a.Exclusive && ours && m.seen.FailsThere(a.PodUID)
 }
 
 func (m *maker) stops() bool {
@@ -339,7 +352,7 @@ func (m *maker) servesNothing() bool {
 		return false
 	}
 	for _, a := range m.seen.Apps {
-		if a.Serving != evidence.ServingNo || !a.Exclusive || a.FailingFor < m.policy.ConfirmAfter {
+		if a.Serving != evidence.ServingNo || !a.Exclusive || a.FailingFor < m.policy.ConfirmAfter || !m.seen.FailsThere(a.PodUID) {
 			return false
 		}
 	}

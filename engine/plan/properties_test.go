@@ -654,8 +654,93 @@ func TestI6SilenceNeedsContrast(t *testing.T) {
 		}
 		quiet := quietSince(s.seen, ago(s.policy.ConfirmAfter)+1)
 		contrast := s.seen.Cluster.HasOther && quietSince(s.seen, s.seen.Cluster.OtherNotBefore-evidence.Instant(12500*time.Millisecond)+1)
+		if heardNow(s.seen) || (s.seen.Witnesses.On && 2*len(looked(s.seen)) <= s.seen.Witnesses.Expected && s.seen.Witnesses.Expected > 0) {
+			t.Fatalf("fenced by silence: %v of %d looked, heard %v", looked(s.seen), s.seen.Witnesses.Expected, heardNow(s.seen))
+		}
 		if !quiet || !contrast || (!s.seen.Lease.Missing && s.seen.Lease.Age <= 15*time.Second) {
 			t.Fatalf("fenced by silence: quiet %v, contrast %v, lease %s", quiet, contrast, s.seen.Lease.Age)
+		}
+	})
+}
+
+// current are the vantage points that answered in this round.
+func current(s evidence.Snapshot) map[string]evidence.Vantage {
+	out := map[string]evidence.Vantage{}
+	for _, v := range s.Witnesses.Vantages {
+		if s.Witnesses.On && v.Answered && v.At >= ago(5*time.Second) {
+			out[v.Witness] = v
+		}
+	}
+	return out
+}
+
+// heardNow: some vantage point that answered hears the host, by gossip, port or application.
+func heardNow(s evidence.Snapshot) bool {
+	for _, v := range current(s) {
+		if v.State == evidence.GossipAlive || v.State == evidence.GossipSuspect || (v.Port.Rank() != evidence.RankNone && v.PortAsked >= ago(5*time.Second)) {
+			return true
+		}
+		for i, a := range v.Apps {
+			if i < len(s.Apps) && s.Apps[i].PodUID == a.PodUID && s.Apps[i].Exclusive && a.Says.Rank() != evidence.RankNone && a.Asked >= ago(5*time.Second) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// looked names the vantage points that asked the host's port in vain, after any sign of life.
+func looked(s evidence.Snapshot) (names []string) {
+	for name, v := range current(s) {
+		if (v.Port == evidence.AnswerNone || v.Port == evidence.AnswerUnreachable) && v.PortAsked >= ago(5*time.Second) && quietSince(s, v.PortAsked+1) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// TestAHostThatAnyWitnessHearsIsNotSilent by silence alone, and is commanded off only where the apps ask for that, or it was declared lost.
+func TestAHostThatAnyWitnessHearsIsNotSilent(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		found, p := s.decide()
+		if !heardNow(s.seen) {
+			return
+		}
+		if found.Rule() == "NothingAnswers" || found.Proof.Fresh {
+			t.Fatalf("%s by %s", found.Class, found.Rule())
+		}
+		if has(p, plan.Isolate, plan.Taint) && !found.Refuted && !lives(found.Class) {
+			t.Fatalf("%s by %s is fenced: %v", found.Class, found.Rule(), p.Steps)
+		}
+	})
+}
+
+// TestTrafficIsNotStoppedByOurWordAlone: where vantage points should answer, an endpoint leaves only when more than half of them asked the application in
+// vain, or with proof.
+func TestTrafficIsNotStoppedByOurWordAlone(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		found, p := s.decide()
+		if !s.seen.Witnesses.On || s.seen.Witnesses.Expected == 0 || found.Class == verdict.Lost {
+			return
+		}
+		for _, step := range p.Steps {
+			if step.Kind != plan.StopServing {
+				continue
+			}
+			failed := 0
+			for _, v := range current(s.seen) {
+				for _, a := range v.Apps {
+					if a.PodUID == step.Target && a.Says == evidence.ThereAnswered && a.Asked >= ago(5*time.Second) {
+						t.Fatalf("%s is taken out, and answers %s", step.Target, v.Witness)
+					}
+					if a.PodUID == step.Target && a.Says != evidence.ThereUnread && a.Asked >= ago(5*time.Second) {
+						failed++
+					}
+				}
+			}
+			if 2*failed <= s.seen.Witnesses.Expected {
+				t.Fatalf("%s is taken out, and %d of %d vantage points asked it in vain", step.Target, failed, s.seen.Witnesses.Expected)
+			}
 		}
 	})
 }

@@ -32,6 +32,14 @@ var phrases = []phrase{
 		d.CoversHost, d.CoversDrivers = false, []string{a[1]}
 		return nil
 	}},
+	{"<n> witnesses watch", func(w *World, a []string) error {
+		var n int
+		if err := number(a[0], &n); err != nil {
+			return err
+		}
+		w.AddWitnesses(n)
+		return nil
+	}},
 	{"policy <setting>", setPolicy},
 	{"cluster of <n> hosts", func(w *World, a []string) error { return number(a[0], &w.cluster.hosts) }},
 
@@ -51,6 +59,10 @@ var phrases = []phrase{
 	{"host reaches the API", truth(func(w *World) { w.host.toAPI = true; w.postStatus() })},
 	{"host cannot be reached", truth(func(w *World) { w.host.toUs = false })},
 	{"host can be reached", truth(func(w *World) { w.host.toUs = true })},
+	{"host is cut from the witnesses", allWitnesses(func(x *witness) { x.cut = true })},
+	{"host reaches the witnesses", allWitnesses(func(x *witness) { x.cut = false })},
+	{"agent dies", truth(func(w *World) { w.host.agent = false })},
+	{"agent returns", truth(func(w *World) { w.host.agent = w.host.powered })},
 	{"another machine <machine> takes the name in boot <boot>", func(w *World, a []string) error {
 		n := &w.host.node
 		n.SystemUUID, n.BootID, n.Ready = a[0], a[1], evidence.ReadyTrue
@@ -93,6 +105,16 @@ var phrases = []phrase{
 	})},
 	{"device <method> belongs to another machine", onDevice(func(d *device) { d.Identity = evidence.IdentityDiffers })},
 	{"device <method> does not say whose it is", onDevice(func(d *device) { d.Identity = evidence.IdentityUnchecked })},
+
+	// What the agents on other hosts do: hear the host or not, answer us or not.
+	{"witness <name> is cut from the host", onWitness(func(x *witness) { x.cut = true })},
+	{"witness <name> reaches the host", onWitness(func(x *witness) { x.cut = false })},
+	{"witness <name> falls silent", onWitness(func(x *witness) { x.mute = true })},
+	{"witness <name> answers", onWitness(func(x *witness) { x.mute = false })},
+	{"witnesses fall silent", allWitnesses(func(x *witness) { x.mute = true })},
+	{"witnesses answer", allWitnesses(func(x *witness) { x.mute = false })},
+	{"witnesses die", allWitnesses(func(x *witness) { x.dead = true })},
+	{"witnesses return", allWitnesses(func(x *witness) { x.dead = false })},
 
 	// What the rest of the cluster, the observer and people do.
 	{"others fall silent", truth(func(w *World) { w.cluster.othersSilent = true })},

@@ -25,7 +25,8 @@ type observer struct {
 	boot          string
 	attested      map[string]time.Duration // first seen, by name
 	proven        time.Duration            // first seen that proof is written down
-	woken         bool                     // an answer changed: look now
+	vantages      map[string]*vantage
+	woken         bool // an answer changed: look now
 }
 
 // motion is a value that moves, as seen from outside.
@@ -60,7 +61,7 @@ type appMemory struct {
 func (w *World) restartObserver() {
 	w.life++
 	w.eyes = observer{began: w.now, apps: map[string]*appMemory{}, power: map[string]evidence.Power{}, attempts: map[string]time.Duration{},
-		own: map[string]bool{}, attested: map[string]time.Duration{}, apiAnswered: w.now}
+		own: map[string]bool{}, attested: map[string]time.Duration{}, vantages: map[string]*vantage{}, apiAnswered: w.now}
 }
 
 // look is one look at every plane.
@@ -93,6 +94,9 @@ func (w *World) look() {
 	for _, p := range w.pods {
 		w.lookAtApp(p)
 	}
+	for _, x := range w.witnesses {
+		w.lookAtWitness(x)
+	}
 	for _, d := range w.devices {
 		w.lookAtDevice(d)
 	}
@@ -108,21 +112,28 @@ func (w *World) lookAtPort() {
 	before := port.Answer
 	defer func() { w.eyes.woken = w.eyes.woken || port.Answer != before }()
 	port.Asked = evidence.Instant(w.now)
-	switch {
-	case h.portUnasked:
+	if h.portUnasked {
 		port.Answer, port.Asked = evidence.AnswerUnread, 0
 		return
-	case !h.toUs || !h.powered || !h.kernel:
-		port.Answer = evidence.AnswerNone
-		return
-	case h.userspace && h.kubelet:
-		port.Answer = evidence.AnswerSpoke
-	case h.kubelet:
-		port.Answer = evidence.AnswerAccepted
-	default:
-		port.Answer = evidence.AnswerReset
 	}
-	port.HasAnswer, port.LastAnswer = true, port.Asked
+	port.Answer = h.port(h.toUs)
+	if port.Answer.Rank() != evidence.RankNone {
+		port.HasAnswer, port.LastAnswer = true, port.Asked
+	}
+}
+
+// port is how port 10250 of the host answers whoever reaches the host, or does not.
+func (h host) port(reached bool) evidence.Answer {
+	switch {
+	case !reached || !h.powered || !h.kernel:
+		return evidence.AnswerNone
+	case h.userspace && h.kubelet:
+		return evidence.AnswerSpoke
+	case h.kubelet:
+		return evidence.AnswerAccepted
+	default:
+		return evidence.AnswerReset
+	}
 }
 
 func (w *World) lookAtApp(p *pod) {
@@ -222,6 +233,7 @@ func (w *World) Snapshot() evidence.Snapshot {
 			s.Attestations = append(s.Attestations, a.Attestation)
 		}
 	}
+	s.Witnesses = w.witnessesNow()
 	s.Cluster = w.clusterNow(w.Policy.Late(s.Lease))
 	return s
 }

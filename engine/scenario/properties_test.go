@@ -26,6 +26,11 @@ var (
 		"API falls silent", "API answers", "Node cannot be read", "Node can be read", "lease cannot be read", "lists cannot be read", "lists can be read",
 		"port is not asked", "leader changes", "leader changes", "leader dies before its next call", "human approves", "boot",
 	}
+	witnessTroubles = []string{
+		"host is cut from the witnesses", "host reaches the witnesses", "agent dies", "agent returns", "witness w1 is cut from the host", "witness w2 is cut from the host",
+		"witness w1 reaches the host", "witness w1 falls silent", "witness w2 falls silent", "witness w3 falls silent", "witness w1 answers", "witnesses fall silent", "witnesses answer",
+		"witnesses die", "witnesses return",
+	}
 	deviceTroubles = []string{"obeys", "ignores commands", "refuses commands", "swallows commands", "loses its answers", "says Unreadable", "tells the truth", "does not say whose it is"}
 	settings       = []string{"whenNotServing=Fence", "onIsolation=Fence", "approval=Manual", "onHostLoss=Hold", "mode=Shadow", "mode=Enforce", "mode=Paused", "confirmAfter=5s", "confirmAfter=30s"}
 )
@@ -47,6 +52,7 @@ func newHistory(t *rapid.T) *history {
 	if rapid.Bool().Draw(t, "two devices") {
 		h.AddDevice("pdu")
 	}
+	h.AddWitnesses(rapid.SampledFrom([]int{0, 0, 1, 2, 3, 3}).Draw(t, "witnesses"))
 	h.Advance(warmUp)
 	return h
 }
@@ -72,7 +78,7 @@ func (h *history) utter(sentence string) {
 		sentence = fmt.Sprintf("host boots as b%d", h.boots)
 	}
 	h.lines = append(h.lines, fmt.Sprintf("at %s %s", h.clock(), sentence))
-	if err := h.say(sentence); err != nil && !strings.HasPrefix(err.Error(), "no app") {
+	if err := h.say(sentence); err != nil && !strings.HasPrefix(err.Error(), "no app") && !strings.HasPrefix(err.Error(), "no witness") {
 		h.t.Fatalf("%v", err)
 	}
 }
@@ -83,9 +89,12 @@ func (h *history) something(sentences []string) string {
 		return "device " + rapid.SampledFrom([]string{h.devices[0].Method, h.devices[len(h.devices)-1].Method}).Draw(h.t, "device") + " " + rapid.SampledFrom(deviceTroubles).Draw(h.t, "trouble")
 	case 2:
 		return "policy " + rapid.SampledFrom(settings).Draw(h.t, "setting")
-	default:
-		return rapid.SampledFrom(sentences).Draw(h.t, "what")
+	case 3, 4:
+		if len(h.witnesses) > 0 {
+			return rapid.SampledFrom(witnessTroubles).Draw(h.t, "witness")
+		}
 	}
+	return rapid.SampledFrom(sentences).Draw(h.t, "what")
 }
 
 // live lets Holdfast act for a while, and checks every round.
@@ -107,6 +116,9 @@ func (h *history) round() {
 	r := h.Act()
 	for _, s := range r.Done {
 		h.lines = append(h.lines, fmt.Sprintf("at %s %s: %s", h.clock(), r.Found.Class, h.stepWords(s)))
+		if s.Kind == plan.Isolate && r.Found.Class == verdict.Silent && h.heardBySomebodyWhoAnswers() {
+			h.fail("commanded off as silent, and a vantage point that answers hears the host")
+		}
 	}
 	if before < 0 && len(r.Done) > 0 && r.Done[len(r.Done)-1].Kind == plan.Isolate && !settledFirst(r.Done) {
 		h.fail("commanded while an attempt was not settled")
@@ -119,6 +131,14 @@ func (h *history) round() {
 	if len(h.Broken) > 0 {
 		h.fail(strings.Join(h.Broken, "; "))
 	}
+}
+
+// heardBySomebodyWhoAnswers is the truth: an agent heard the host's own just now, and one that gossips with it answers us; or one that answers reaches the
+// host's kernel.
+func (h *history) heardBySomebodyWhoAnswers() bool {
+	return slices.ContainsFunc(h.witnesses, func(x *witness) bool {
+		return !x.mute && !x.dead && (h.gossiped == h.now || (!x.cut && h.host.powered && h.host.kernel))
+	})
 }
 
 func settledFirst(steps []plan.Step) bool {
@@ -149,6 +169,33 @@ func TestHonestDevicesNeverRelease(t *testing.T) {
 // TestCutVolumesNeverRelease a pod of which one volume is not cut.
 func TestCutVolumesNeverRelease(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) { newCutHistory(t).past() })
+}
+
+// TestNoFenceOfAHostThatAWitnessHears, whatever else happens, and whatever device lies: three agents watch, we are cut from the host, and so is the API.
+func TestNoFenceOfAHostThatAWitnessHears(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := newHistory(t)
+		h.AddWitnesses(3 - len(h.witnesses))
+		h.Advance(tick)
+		for _, sentence := range []string{"host cannot be reached", "host loses the API"} {
+			h.utter(sentence)
+		}
+		if rapid.Bool().Draw(t, "liar") {
+			h.utter("device ipmi ignores commands")
+			h.utter("device ipmi says Off")
+		}
+		one := rapid.SampledFrom([]string{"w1", "w2", "w3"}).Draw(t, "hears")
+		for _, x := range []string{"w1", "w2", "w3"} {
+			if x != one && rapid.Bool().Draw(t, "cut") {
+				h.utter("witness " + x + " is cut from the host")
+			}
+		}
+		for range rapid.IntRange(1, 6).Draw(t, "events") {
+			h.utter(rapid.SampledFrom([]string{"kubelet dies", "agent dies", "agent returns", "userspace freezes", "host thaws", "app db-0 stops serving", "app db-1 stops serving", "leader changes",
+				"others fall silent", "others renew", "runtime dies", "app db-0 is not probed"}).Draw(t, "what"))
+			h.live(time.Duration(rapid.SampledFrom([]int{1, 5, 15, 40, 90}).Draw(t, "seconds")) * time.Second)
+		}
+	})
 }
 
 // TestLiarsAreCaughtByWhateverAnswers: a device that says Off, whatever it is told, releases nothing as long as the host's kernel answers the leader.
@@ -220,6 +267,9 @@ func (h *history) repair() {
 		h.utter("device " + d.Method + " tells the truth")
 		h.utter("device " + d.Method + " obeys")
 		d.Identity = evidence.IdentityMatches
+	}
+	for _, sentence := range []string{"witnesses return", "witnesses answer", "host reaches the witnesses"} {
+		h.utter(sentence)
 	}
 	h.host.leaseUnread, h.host.portUnasked = false, false
 	h.Policy.OnLoss, h.Policy.ManualApproval = verdict.Act, false

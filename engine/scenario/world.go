@@ -43,6 +43,9 @@ type World struct {
 	pods    []*pod
 	devices []*device
 	cluster cluster
+	// witnesses are the agents on other hosts, and gossiped is when any of them last heard the host's own.
+	witnesses []*witness
+	gossiped  time.Duration
 
 	journal      evidence.Journal
 	incident     evidence.Host // that the open incident names
@@ -86,7 +89,7 @@ type event struct {
 type host struct {
 	name, uid, machine, boot             string
 	powered, kernel, userspace, kubelet  bool
-	destroyed                            bool
+	destroyed, agent                     bool
 	toAPI, toUs                          bool
 	runtimeDown                          bool
 	node                                 evidence.Node // the object: Ready, taints, identity as the API shows them
@@ -161,7 +164,7 @@ func NewWorld(name, boot string) *World {
 // rise is what a host does when it comes up.
 func (w *World) rise() {
 	h := &w.host
-	h.powered, h.kernel, h.userspace, h.kubelet, h.runtimeDown = true, true, true, true, false
+	h.powered, h.kernel, h.userspace, h.kubelet, h.agent, h.runtimeDown = true, true, true, true, true, false
 	h.lastRenewal = w.now - renewEvery
 	w.postStatus()
 }
@@ -248,6 +251,7 @@ func (w *World) happen() {
 			}
 		}
 	}
+	w.gossip()
 	if !w.cluster.othersSilent && w.now-w.cluster.othersAt >= renewEvery {
 		w.cluster.othersAt = w.now
 		w.cluster.othersCount++
@@ -283,14 +287,14 @@ func (w *World) postStatus() {
 
 func (w *World) losePower() {
 	h := &w.host
-	h.powered, h.kernel, h.userspace, h.kubelet = false, false, false, false
+	h.powered, h.kernel, h.userspace, h.kubelet, h.agent = false, false, false, false, false
 	for _, p := range w.pods {
 		p.serves = false
 	}
 }
 
-// bootAs powers the host on; its kernel answers after seven seconds, its kubelet two seconds later, its pods five seconds after that, unless the fenced
-// taint keeps them from starting.
+// bootAs powers the host on; its kernel answers after seven seconds, its kubelet two seconds later, its agent another two, its pods five seconds after the
+// kubelet, unless the fenced taint keeps them from starting.
 func (w *World) bootAs(boot string) {
 	w.losePower()
 	h := &w.host
@@ -307,6 +311,7 @@ func (w *World) bootAs(boot string) {
 		h.lastRenewal = w.now - renewEvery
 		w.postStatus()
 	})
+	w.after(11*time.Second, func() { h.agent = here() })
 	w.after(14*time.Second, func() {
 		if !w.kubeletSpeaks() || h.boot != boot || h.node.Fenced {
 			return

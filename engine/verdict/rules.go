@@ -35,8 +35,12 @@ var rules = []rule{
 	{"KubeletSaysRuntimeDown", RuntimeDown, runtimeDown},
 	{"WriterAnswers", KubeletDown, writerAnswers},
 	{"UserspaceAnswers", KubeletDown, userspaceAnswers},
+	{"CutFromAPI", Isolated, cutFromAPI},
+	{"HeardByWitness", KubeletDown, heardByWitness},
 	{"OnlyKernelAnswers", Hung, onlyKernelAnswers},
 	{"OnlyLeaseMoves", Isolated, onlyLeaseMoves},
+	{"OutOfOurReach", Isolated, outOfOurReach},
+	{"WitnessesSilent", Blind, witnessesSilent},
 	{"NothingAnswers", Silent, nothingAnswers},
 	{"LeaseFreshAppFails", AppDown, appFails},
 	{"LeaseFresh", Healthy, leaseFresh},
@@ -212,15 +216,15 @@ func deviceContradicted(in sight) (string, bool) {
 	return fmt.Sprintf("%s says %s, but %s showed life (%s) since", said[0], in.power(said[0]).Said, who, rank), true
 }
 
-// powerReadsOff believes a device only where something else points the same way: a late lease, or an application that fails its probes on a
-// host whose port does not answer either, and no application that serves. A device that lies about a host which is well starts nothing.
+// powerReadsOff believes a device only where something else points the same way: a late lease, or an application that fails its probes or a quorum of vantage
+// points that has given the host up, on a host whose port does not answer either, and no application that serves. A device that lies about a host which is well starts nothing.
 // A method that only cuts volumes says nothing of the host.
 func powerReadsOff(in sight) (string, bool) {
 	off := slices.DeleteFunc(slices.Clone(in.readsOff), func(method string) bool { return !in.power(method).Covers("") })
 	if len(off) == 0 || len(in.serving) > 0 || in.heardLately() {
 		return "", false
 	}
-	if !in.late && (len(in.failing) == 0 || !in.Port.Silent()) {
+	if !in.late && ((len(in.failing) == 0 && !in.calledDead) || !in.Port.Silent()) {
 		return "", false
 	}
 	says := "Off"
@@ -263,7 +267,33 @@ func userspaceAnswers(in sight) (string, bool) {
 	return in.leaseWords() + ", but the kubelet speaks on port 10250", true
 }
 
+// cutFromAPI tells a host that lives and reaches no API server from one whose kubelet died: its own agent says so, to somebody who hears it.
+func cutFromAPI(in sight) (string, bool) {
+	rank, words := in.WitnessLife()
+	report, ok := in.ReportNow()
+	if !in.lost() || !in.silentToUs() || rank < evidence.RankUserspace || !ok || report.API != evidence.PulseDead {
+		return "", false
+	}
+	return fmt.Sprintf("%s; %s; from there the API does not answer: the host lives and is cut off", in.leaseWords(), words), true
+}
+
+// heardByWitness holds for a host that may be silent to us, and that a vantage point has a sign of life of, of its userspace or better.
+func heardByWitness(in sight) (string, bool) {
+	rank, words := in.WitnessLife()
+	if !in.lost() || rank < evidence.RankUserspace {
+		return "", false
+	}
+	if r, ok := in.ReportNow(); ok {
+		words += fmt.Sprintf("; it says: kubelet %s, runtime %s, API %s", r.Kubelet, r.Runtime, r.API)
+	}
+	return in.leaseWords() + "; " + words, true
+}
+
 func onlyKernelAnswers(in sight) (string, bool) {
+	rank, there := in.WitnessLife()
+	if rank >= evidence.RankUserspace {
+		return "", false
+	}
 	if !in.lost() || len(in.serving) > 0 || in.Port.Answer.Rank() == evidence.RankUserspace {
 		return "", false
 	}
@@ -272,6 +302,9 @@ func onlyKernelAnswers(in sight) (string, bool) {
 	}
 	if pod, ok := in.kernelRefuses(); ok {
 		return fmt.Sprintf("%s; the kernel refuses for %s; no application is known to serve", in.leaseWords(), pod), true
+	}
+	if rank == evidence.RankKernel {
+		return fmt.Sprintf("%s; %s; no application is known to serve", in.leaseWords(), there), true
 	}
 	return "", false
 }
@@ -287,11 +320,25 @@ func onlyLeaseMoves(in sight) (string, bool) {
 	return "the lease was renewed while neither " + strings.Join(in.failing, ", ") + " nor port 10250 answered: the host lives and cannot be reached", true
 }
 
-func nothingAnswers(in sight) (string, bool) {
-	if len(in.serving) > 0 || (len(in.failing) == 0 && !in.late) || !in.Port.Silent() {
+// outOfOurReach is a host whose lease is not late yet, that answers others and not us: it is we who are cut from it.
+func outOfOurReach(in sight) (string, bool) {
+	rank, words := in.WitnessLife()
+	if in.late || len(in.failing) == 0 || !in.silentToUs() || rank < evidence.RankUserspace {
 		return "", false
 	}
-	if _, ok := in.kernelRefuses(); ok {
+	return "neither " + strings.Join(in.failing, ", ") + " nor port 10250 answers us; " + words + ": the host lives and cannot be reached", true
+}
+
+// witnessesSilent doubts us where a host is silent, and so is every vantage point on the other hosts: we may be the one who is cut off.
+func witnessesSilent(in sight) (string, bool) {
+	if !in.Witnesses.On || in.Witnesses.Expected < 2 || in.WitnessesAnswering() > 0 || !in.silentToUs() {
+		return "", false
+	}
+	return fmt.Sprintf("the host is silent, and so are all %d vantage points that should answer: the view is at fault before they are", in.Witnesses.Expected), true
+}
+
+func nothingAnswers(in sight) (string, bool) {
+	if !in.silentToUs() || in.hears != "" {
 		return "", false
 	}
 	return fmt.Sprintf("no plane answers for %s; port 10250: %s; lease %s old", span(in.SilentFor()), in.Port.Answer, span(in.Lease.Age)), true
@@ -327,7 +374,11 @@ func leaseFresh(in sight) (string, bool) {
 }
 
 func notEnoughSeen(in sight) (string, bool) {
-	return fmt.Sprintf("lease %s old, Ready %s, port 10250 %s: no rule can tell", span(in.Lease.Age), in.Node.Ready, in.Port.Answer), true
+	words := fmt.Sprintf("lease %s old, Ready %s, port 10250 %s", span(in.Lease.Age), in.Node.Ready, in.Port.Answer)
+	if in.hears != "" {
+		words += "; " + in.hears
+	}
+	return words + ": no rule can tell", true
 }
 
 func (in sight) leaseWords() string {

@@ -28,6 +28,8 @@ type sight struct {
 	policy Policy
 
 	late         bool
+	hears        string   // what a vantage point hears of the host at present, in words; empty when none hears anything
+	calledDead   bool     // a quorum of vantage points has given the host up, and none hears it
 	serving      []string // pods that answer their own probes
 	failing      []string // pods that fail them
 	readsOff     []string // methods whose reading of Off is believed
@@ -39,10 +41,12 @@ type sight struct {
 }
 
 func look(s evidence.Snapshot, p Policy) sight {
-	in := sight{Snapshot: s, policy: p, late: p.Late(s.Lease), proofGap: noDevice}
+	in := sight{Snapshot: s, policy: p, late: p.Late(s.Lease), proofGap: noDevice, calledDead: s.WitnessesCallItDead()}
+	in.hears, _ = s.WitnessHears()
 	for _, a := range s.Apps {
 		switch {
 		case !a.Exclusive: // whoever answers there, or does not, may be another pod
+		case in.calledDead && a.Serving == evidence.ServingYes && a.FailingFor > 0: // its thresholds are not reached yet, and nobody hears it either
 		case a.Serving == evidence.ServingYes:
 			in.serving = append(in.serving, a.Pod)
 		case a.Serving == evidence.ServingNo:
@@ -229,6 +233,8 @@ func (in *sight) gap(pw evidence.Power) string {
 		return "nothing has been asked in vain since " + pw.Method + " reads Off"
 	case !in.Lease.Missing && in.Lease.Age <= Renewed(in.Lease):
 		return "the lease is only " + span(in.Lease.Age) + " old, and could still be renewed if " + pw.Method + " lied"
+	case in.hears != "": // gossip may lag, and has no date: it refutes no device, and is waited for
+		return in.hears
 	default:
 		return pw.Weak(in.policy.MinimumProof)
 	}
@@ -259,7 +265,16 @@ func (in sight) lost() bool {
 
 // suspicious is true when anything at all speaks against the host.
 func (in sight) suspicious() bool {
-	return in.late || in.Node.Ready != evidence.ReadyTrue || len(in.failing) > 0
+	return in.late || in.Node.Ready != evidence.ReadyTrue || len(in.failing) > 0 || in.calledDead
+}
+
+// silentToUs is true of a host that application, lease or vantage points raise the suspicion of, and of which none of our own planes hears anything.
+func (in sight) silentToUs() bool {
+	if len(in.serving) > 0 || (len(in.failing) == 0 && !in.late && !in.calledDead) || !in.Port.Silent() {
+		return false
+	}
+	_, refuses := in.kernelRefuses()
+	return !refuses
 }
 
 // heardLately names a pod that is not being probed, and that answered within confirmAfter: it may serve as well as not.

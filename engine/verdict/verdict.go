@@ -118,7 +118,9 @@ func (f Found) Rule() string {
 }
 
 // Blind reports whether the observer's own view was found bad, whatever the class.
-func (f Found) Blind() bool { return f.has("ObserverDeaf") || f.has("ManyHostsLate") }
+func (f Found) Blind() bool {
+	return f.has("ObserverDeaf") || f.has("ManyHostsLate") || f.has("WitnessesSilent")
+}
 
 // Proof is why nothing on the host can write any more, in its boot. The zero value is no proof.
 type Proof struct {
@@ -176,12 +178,14 @@ func Renewed(l evidence.Lease) time.Duration { return Policy{}.measure(l) * 9 / 
 
 // Confirmed reports whether silence has lasted long enough, while others were heard, to fence a host whose power reads On.
 //
-// It wants three things at once: no sign of life on any plane for ConfirmAfter; the lease late as well; and a renewal by some other host,
-// not the observer's own, that came well after this host's last sign of life (see Contrast). Without the last one the observer cannot tell a
+// It wants four things at once: no sign of life on any plane for ConfirmAfter; the lease late as well; a renewal by some other host,
+// not the observer's own, that came well after this host's last sign of life (see Contrast); and, where agents should answer, a quorum of them that has looked
+// for the host in vain, with none that hears it. Without the third the observer cannot tell a
 // dead host from its own deafness: renewals are not in step, and when all stop at once one host is late several seconds before the others.
 // docs/adr/0004-contrast-before-confirming.md has the arithmetic.
 func (p Policy) Confirmed(s evidence.Snapshot) bool {
-	return s.SilentFor() >= p.ConfirmAfter && p.Late(s.Lease) && p.Contrasted(s)
+	_, heard := s.WitnessHears()
+	return s.SilentFor() >= p.ConfirmAfter && p.Late(s.Lease) && p.Contrasted(s) && s.WitnessQuorum() && !heard
 }
 
 // Contrasted reports whether another host was heard when this one, had it been well, would have been heard again.
