@@ -1,0 +1,144 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/holdfast-dev/holdfast/agent/probe"
+	"github.com/holdfast-dev/holdfast/agent/wire"
+)
+
+const (
+	// bodyBytes is far more than the questions that may be asked take.
+	bodyBytes = 64 << 10
+	// nameBytes bounds names, as Kubernetes does; pathBytes a path, as GuardedStatefulApp does.
+	nameBytes = 253
+	pathBytes = 1024
+)
+
+// read returns the questions of a request, all of them good ones, or says which field is wrong and what it should be.
+func read(body io.Reader) ([]wire.Question, error) {
+	var request wire.ProbeRequest
+	decoder := json.NewDecoder(body)
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&request); err != nil {
+		return nil, fmt.Errorf("the body is no probe request: %w; send {\"questions\": […]} with the fields of a question only", err)
+	}
+	if err := decoder.Decode(&struct{}{}); !errors.Is(err, io.EOF) {
+		return nil, errors.New("the body goes on after the probe request; send one request and nothing more")
+	}
+	if n := len(request.Questions); n < 1 || n > wire.Questions {
+		return nil, fmt.Errorf("questions: there are %d; ask 1 to %d at a time", n, wire.Questions)
+	}
+	for n, q := range request.Questions {
+		if err := check(q); err != nil {
+			return nil, fmt.Errorf("questions[%d].%w", n, err)
+		}
+	}
+	return request.Questions, nil
+}
+
+// check says what is wrong with a question. Its error begins with the field.
+func check(q wire.Question) error {
+	if err := unicast(q.Address); err != nil {
+		return fmt.Errorf("address: %w", err)
+	}
+	for _, f := range []struct {
+		field, text string
+		most        int
+	}{{"name", q.Name, nameBytes}, {"agent", q.Agent, nameBytes}, {"grpc", text(q.GRPC), nameBytes}, {"http", text(q.HTTP), pathBytes}} {
+		if len(f.text) > f.most {
+			return fmt.Errorf("%s: it has %d bytes; at most %d", f.field, len(f.text), f.most)
+		}
+	}
+	if q.Agent != "" {
+		if q.Port != 0 || q.HTTP != nil || q.GRPC != nil || q.TLS {
+			return errors.New("agent: an agent is asked by gossip; leave out port, http, grpc and tls, or ask two questions")
+		}
+		return nil
+	}
+	if q.Port < 1 || q.Port > 65535 {
+		return fmt.Errorf("port: %d is no TCP port; give 1 to 65535, or an agent", q.Port)
+	}
+	return probe.Check(q)
+}
+
+func text(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+// unicast refuses whatever is not the address of one host or pod on a network: nobody has an agent reach what listens on its own host only, or a cloud's
+// metadata service.
+func unicast(address string) error {
+	ip, err := netip.ParseAddr(address)
+	if err != nil {
+		return fmt.Errorf("%q is no IP address; names are not looked up here", address)
+	}
+	kind := ""
+	switch ip = ip.Unmap(); {
+	case ip.Zone() != "":
+		kind = "an address with a zone"
+	case ip.IsLoopback():
+		kind = "a loopback address"
+	case ip.IsUnspecified(), ip.Is4() && ip.As4()[0] == 0:
+		kind = "an unspecified address"
+	case ip.IsLinkLocalUnicast():
+		kind = "a link-local address"
+	case ip.IsMulticast(), ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		kind = "a multicast or broadcast address"
+	default:
+		return nil
+	}
+	return fmt.Errorf("%s is %s; give the unicast address of a host or pod", address, kind)
+}
+
+// ask tries all questions at a time and answers in their order.
+func (s *Server) ask(ctx context.Context, questions []wire.Question) []wire.Answer {
+	ctx, done := context.WithTimeout(ctx, wire.ProbeMillis*time.Millisecond)
+	defer done()
+	answers, sent := make([]wire.Answer, len(questions)), make([]time.Time, len(questions))
+	var all sync.WaitGroup
+	for n, q := range questions {
+		all.Go(func() {
+			sent[n] = s.now()
+			answers[n] = s.try(ctx, q)
+		})
+	}
+	all.Wait()
+	for n := range answers {
+		answers[n].Age = millis(s.now().Sub(sent[n]))
+	}
+	return answers
+}
+
+func (s *Server) try(ctx context.Context, q wire.Question) wire.Answer {
+	answer := wire.Answer{Name: q.Name}
+	var err error
+	if q.Agent != "" {
+		answer.BootID, err = s.sight.Ping(ctx, q.Agent, q.Address)
+		answer.Outcome = probe.Outcome(err)
+	} else {
+		answer.Outcome, err = probe.Ask(ctx, s.dial, q)
+	}
+	if err != nil {
+		answer.BootID, answer.Why = "", shorten(err.Error())
+	}
+	return answer
+}
+
+// millis rounds an age up: what is dated by it happened no earlier than that.
+func millis(age time.Duration) int64 {
+	return int64((age + time.Millisecond - 1) / time.Millisecond)
+}
