@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -159,10 +160,13 @@ func TestABodyBeyondTheLimitIsNotRead(t *testing.T) {
 
 func TestAFloodIsTurnedAwayAndTheServerLives(t *testing.T) {
 	asked, answer := make(chan struct{}, 100), make(chan struct{})
+	var before atomic.Int32
 	r := newRig(t, func(s *Server) {
 		s.dial = func(context.Context, string, string) (net.Conn, error) {
 			asked <- struct{}{}
-			<-answer
+			if before.Add(1) <= probes {
+				<-answer
+			}
 			return nil, syscall.ECONNREFUSED
 		}
 	})
