@@ -1,0 +1,154 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package reset ends the TCP connections that a host's clients still hold to an address behind which nobody is any more, so that they fail over at once and
+// not when their own timers end, which may be in fifteen minutes or never. It works in the network namespace of the calling thread: for pods whose
+// traffic this host forwards, and for what runs on the host's own network. Nothing that goes to other addresses is touched.
+//
+// Two things are done, for a bounded time. The kernel answers whatever is still sent to the address with a RST: a set in nftables whose elements the kernel
+// itself forgets, also when the agent is dead by then. And clients that send nothing, because they wait, are made to: see [Table.Lose]. The reasons are in
+// docs/adr/0010-resetting-connections-to-a-lost-address.md.
+package reset
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// table is ours alone.
+	table = "holdfast_witness"
+	// mark is on the packets that this package itself sends, so that connection tracking leaves them alone. It has none of the bits that kube-proxy
+	// (0xc000), Calico (0xffff0000) and Cilium (0x0f00) give a meaning to.
+	mark = 0x48
+	// MaxSpan bounds how long an address may be lost at a time: an address may be given to another pod.
+	MaxSpan = 2 * time.Minute
+	// rounds is how often clients are made to speak, and between is the pause after each. The kernel of a client answers one such packet per connection and
+	// half a second at most (net.ipv4.tcp_invalid_ratelimit).
+	rounds  = 3
+	between = 600 * time.Millisecond
+)
+
+// Before the filters of others, after their translation of destinations: a client that speaks to a Service speaks to the lost address by then.
+const priority = -10
+
+// Table is our table in nftables, in the network namespace of the thread that opened it.
+type Table struct {
+	conn *nftables.Conn
+	v4   *nftables.Set
+	v6   *nftables.Set
+}
+
+// Open makes the table, empty. One that is there already, of an agent before this one, is replaced, and what it had lost is forgotten. It needs CAP_NET_ADMIN.
+func Open() (*Table, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return nil, fmt.Errorf("nftables: %w", err)
+	}
+	ours := &nftables.Table{Family: nftables.TableFamilyINet, Name: table}
+	conn.AddTable(ours)
+	conn.DelTable(ours)
+	ours = conn.AddTable(ours)
+	t := &Table{conn: conn,
+		v4: &nftables.Set{Table: ours, Name: "lost4", KeyType: nftables.TypeIPAddr, HasTimeout: true},
+		v6: &nftables.Set{Table: ours, Name: "lost6", KeyType: nftables.TypeIP6Addr, HasTimeout: true},
+	}
+	for _, set := range []*nftables.Set{t.v4, t.v6} {
+		if err := conn.AddSet(set, nil); err != nil {
+			return nil, fmt.Errorf("nftables set %s: %w", set.Name, err)
+		}
+	}
+	for name, hook := range map[string]*nftables.ChainHook{"forward": nftables.ChainHookForward, "output": nftables.ChainHookOutput} {
+		chain := conn.AddChain(&nftables.Chain{Table: ours, Name: name, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityRef(priority)})
+		conn.AddRule(&nftables.Rule{Table: ours, Chain: chain, Exprs: refuse(t.v4, unix.NFPROTO_IPV4, 16, 4)})
+		conn.AddRule(&nftables.Rule{Table: ours, Chain: chain, Exprs: refuse(t.v6, unix.NFPROTO_IPV6, 24, 16)})
+	}
+	own := conn.AddChain(&nftables.Chain{Table: ours, Name: "own", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRaw})
+	conn.AddRule(&nftables.Rule{Table: ours, Chain: own, Exprs: append(equals(expr.MetaKeyMARK, []byte{mark, 0, 0, 0}), &expr.Notrack{})})
+	if err := conn.Flush(); err != nil {
+		return nil, fmt.Errorf("nftables table %s (it needs CAP_NET_ADMIN): %w", table, err)
+	}
+	return t, nil
+}
+
+// Close removes the table.
+func (t *Table) Close() error {
+	t.conn.DelTable(t.v4.Table)
+	return t.conn.Flush()
+}
+
+// refuse answers TCP to an address in the set with a RST. The destination stands at that offset in the header of that family, and is so long.
+func refuse(set *nftables.Set, family byte, offset, length uint32) []expr.Any {
+	rule := equals(expr.MetaKeyNFPROTO, []byte{family})
+	rule = append(rule, equals(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_TCP})...)
+	return append(rule,
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
+		&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID},
+		&expr.Counter{},
+		&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
+}
+
+func equals(key expr.MetaKey, value []byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: value}}
+}
+
+// Lose has every TCP connection to the address end, from now on for that span (0 < span <= [MaxSpan]). It returns how many connections it found.
+//
+// A client that sends is answered with a RST. One that only waits is sent a SYN in the name of what it is connected to: RFC 5961 (section 4) has its kernel answer with an
+// acknowledgement of what it expects next, which is sent to the address, and answered. The SYN itself changes nothing for the client.
+func (t *Table) Lose(ctx context.Context, address netip.Addr, span time.Duration) (ended int, err error) {
+	set, err := t.set(address)
+	if err != nil {
+		return 0, err
+	}
+	if span <= 0 || span > MaxSpan {
+		return 0, fmt.Errorf("span %v: it is more than 0 and at most %v", span, MaxSpan)
+	}
+	// An element that is there keeps its old span, so it goes first.
+	if err := t.Back(address); err != nil {
+		return 0, err
+	}
+	if err := t.conn.SetAddElements(set, []nftables.SetElement{{Key: address.AsSlice(), Timeout: span}}); err != nil {
+		return 0, err
+	}
+	if err := t.conn.Flush(); err != nil {
+		return 0, fmt.Errorf("lose %s: %w", address, err)
+	}
+	return provoke(ctx, address)
+}
+
+// Back ends it before its time: the address belongs to somebody again. An address that is not lost is no error.
+func (t *Table) Back(address netip.Addr) error {
+	set, err := t.set(address)
+	if err != nil {
+		return err
+	}
+	if err := t.conn.SetDeleteElements(set, []nftables.SetElement{{Key: address.AsSlice()}}); err != nil {
+		return err
+	}
+	if err := t.conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("take %s back: %w", address, err)
+	}
+	return nil
+}
+
+// set is the one for addresses of that family. Addresses that are nobody's own are refused.
+func (t *Table) set(address netip.Addr) (*nftables.Set, error) {
+	switch {
+	case !address.IsValid() || address.Zone() != "" || address.Is4In6():
+		return nil, fmt.Errorf("address %q: an IPv4 or IPv6 address without a zone is wanted", address)
+	case !address.IsGlobalUnicast():
+		return nil, fmt.Errorf("address %s: the address of a pod is wanted", address)
+	case address.Is4():
+		return t.v4, nil
+	default:
+		return t.v6, nil
+	}
+}
