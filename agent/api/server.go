@@ -31,8 +31,8 @@ import (
 type Sight interface {
 	// View returns what is known now.
 	View() wire.View
-	// Await returns the view as soon as its index is another one, or the context's error when it ends before that.
-	Await(ctx context.Context, index uint64) (wire.View, error)
+	// Await returns the view as soon as its index is another one, or as it is when the context ends.
+	Await(ctx context.Context, index uint64) wire.View
 	// Ping asks the agent of a host and returns the boot ID that it answers with. No answer in time is an error that is context.DeadlineExceeded; what the
 	// network says is one that wraps the kernel's. It ends with the context.
 	Ping(ctx context.Context, node, address string) (bootID string, err error)
@@ -250,17 +250,11 @@ func (s *Server) view(w http.ResponseWriter, r *http.Request) *refusal {
 	defer leave()
 	ctx, done := context.WithTimeout(r.Context(), s.wait)
 	defer done()
-	view, err := s.sight.Await(ctx, index)
-	switch {
-	case r.Context().Err() != nil: // the caller left, or the agent is ending
+	view := s.sight.Await(ctx, index)
+	if r.Context().Err() != nil { // the caller left, or the agent is ending
 		return &refusal{status: http.StatusServiceUnavailable, why: "the agent is ending; ask another one"}
-	case err == nil:
-		return s.reply(w, view)
-	case ctx.Err() != nil:
-		return s.reply(w, s.sight.View())
-	default:
-		return &refusal{status: http.StatusServiceUnavailable, why: err.Error()}
 	}
+	return s.reply(w, view)
 }
 
 // indexOf reads the query: an index to wait for the end of, or none.

@@ -51,7 +51,7 @@ func (s *sky) View() wire.View {
 	return s.view
 }
 
-func (s *sky) Await(ctx context.Context, index uint64) (wire.View, error) {
+func (s *sky) Await(ctx context.Context, index uint64) wire.View {
 	s.entered <- struct{}{}
 	for {
 		s.mu.Lock()
@@ -59,13 +59,13 @@ func (s *sky) Await(ctx context.Context, index uint64) (wire.View, error) {
 		s.mu.Unlock()
 		if view.Index != index {
 			s.left <- nil
-			return view, nil
+			return view
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
 			s.left <- ctx.Err()
-			return wire.View{}, ctx.Err()
+			return view
 		}
 	}
 }

@@ -70,10 +70,10 @@ type sky struct{ view wire.View }
 
 func (s sky) View() wire.View { return s.view }
 
-func (s sky) Await(_ context.Context, index uint64) (wire.View, error) {
+func (s sky) Await(_ context.Context, index uint64) wire.View {
 	v := s.view
 	v.Index = index + 1
-	return v, nil
+	return v
 }
 
 func (s sky) Ping(_ context.Context, node, _ string) (string, error) { return "boot of " + node, nil }

@@ -4,28 +4,34 @@
 package certificate_test
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/go-logr/logr/funcr"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/holdfast-dev/holdfast/agent/credential"
 	"github.com/holdfast-dev/holdfast/agent/wire"
 	"github.com/holdfast-dev/holdfast/controllers/certificate"
 	"github.com/holdfast-dev/holdfast/controllers/sight"
@@ -57,7 +63,7 @@ func agents(t *testing.T) {
 	exists(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: witness.Namespace}})
 	exists(t, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: witness.Namespace, Name: witness.Name}})
 	exists(t, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "witness"}, Rules: []rbacv1.PolicyRule{
-		{APIGroups: []string{"certificates.k8s.io"}, Resources: []string{"certificatesigningrequests"}, Verbs: []string{"create"}}}})
+		{APIGroups: []string{"certificates.k8s.io"}, Resources: []string{"certificatesigningrequests"}, Verbs: []string{"create", "get"}}}})
 	exists(t, &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "witness"}, RoleRef: rbacv1.RoleRef{Kind: "ClusterRole", Name: "witness"},
 		Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: witness.Namespace, Name: witness.Name}}})
 	for _, host := range []string{"host-1", "host-2"} {
@@ -70,6 +76,13 @@ func agents(t *testing.T) {
 // on is a client with a token of the service account: of its pod on a host, or of no pod.
 func on(t *testing.T, host string) client.Client {
 	t.Helper()
+	c, err := client.New(tokenOf(t, host), client.Options{Scheme: cluster.Client.Scheme()})
+	must(t, err)
+	return c
+}
+
+func tokenOf(t *testing.T, host string) *rest.Config {
+	t.Helper()
 	request := &authenticationv1.TokenRequest{}
 	if host != "" {
 		var pod corev1.Pod
@@ -80,9 +93,7 @@ func on(t *testing.T, host string) client.Client {
 	must(t, cluster.Client.SubResource("token").Create(t.Context(), account, request))
 	config := rest.AnonymousClientConfig(cluster.Config)
 	config.BearerToken = request.Status.Token
-	c, err := client.New(config, client.Options{Scheme: cluster.Client.Scheme()})
-	must(t, err)
-	return c
+	return config
 }
 
 func request(t *testing.T, uri string) ([]byte, crypto.Signer) {
@@ -243,5 +254,58 @@ func TestABrokenAuthorityIssuesNothingAndSaysWhatToDo(t *testing.T) {
 	must(t, cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(csr), csr))
 	if len(csr.Status.Conditions)+len(csr.Status.Certificate) > 0 {
 		t.Errorf("it was answered: %+v", csr.Status)
+	}
+}
+
+// as asks the API server as an agent does, and has each request answered before the agent looks at it.
+type as struct {
+	credential.Requests
+	answer func(name string)
+}
+
+func (a as) Get(ctx context.Context, name string, o metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
+	a.answer(name)
+	return a.Requests.Get(ctx, name, o)
+}
+
+func TestAnAgentObtainsItsCertificateWithItsOwnToken(t *testing.T) {
+	agents(t)
+	r := reconciler("authority")
+	requests, err := certificatesclient.NewForConfig(tokenOf(t, "host-1"))
+	must(t, err)
+	obtain := func(node, file string) error {
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		failed := ""
+		err := credential.New(credential.Config{Node: node, File: file, Clock: clock.RealClock{},
+			Requests: as{requests.CertificateSigningRequests(), func(name string) {
+				_, err := r.Reconcile(ctx, ctrl.Request{NamespacedName: types.NamespacedName{Name: name}})
+				must(t, err)
+			}},
+			Log: funcr.New(func(_, line string) {
+				if strings.Contains(line, "denied") || strings.Contains(line, "Denied") {
+					failed = line
+					stop()
+				}
+			}, funcr.Options{})}).Obtain(ctx)
+		if failed != "" {
+			return errors.New(failed)
+		}
+		return err
+	}
+	file := filepath.Join(t.TempDir(), "witness.pem")
+	must(t, obtain("host-1", file))
+	text, err := os.ReadFile(file)
+	must(t, err)
+	_, certificate, _ := strings.Cut(string(text), "-----END PRIVATE KEY-----")
+	if c := verified(t, r, []byte(certificate)); c.URIs[0].String() != wire.WitnessName("host-1") {
+		t.Errorf("it is of %v", c.URIs)
+	}
+	other := filepath.Join(t.TempDir(), "witness.pem")
+	if err := obtain("host-2", other); err == nil || !strings.Contains(err.Error(), "agent on host-1") {
+		t.Errorf("another host's certificate: %v", err)
+	}
+	if _, err := os.Stat(other); !os.IsNotExist(err) {
+		t.Errorf("something was written: %v", err)
 	}
 }
