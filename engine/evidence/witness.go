@@ -76,7 +76,7 @@ const (
 	ThereSilent
 	// ThereRefused: a kernel refused.
 	ThereRefused
-	// ThereFailed: something answered, and not as it should.
+	// ThereFailed: it was reached and did not answer as it should, or not in time after its kernel had accepted.
 	ThereFailed
 	// ThereAnswered: it answered its own probe.
 	ThereAnswered
@@ -89,7 +89,7 @@ func (t There) String() string {
 
 // Rank returns the sign of life that the answer is.
 func (t There) Rank() Rank {
-	return [...]Rank{RankNone, RankNone, RankKernel, RankUserspace, RankWriter}[t]
+	return [...]Rank{RankNone, RankNone, RankKernel, RankKernel, RankWriter}[t]
 }
 
 // AppThere is one guarded pod as asked from a vantage point. It counts only while the observer's own entry for the pod (Snapshot.Apps) is exclusive.
@@ -222,6 +222,16 @@ func (s Snapshot) WitnessesCallItDead() bool {
 	}
 	_, heard := s.WitnessHears()
 	return !heard && s.most(dead)
+}
+
+// GivenUp is since when gossip at every vantage point that has given the host up has done so; not before that instant, and not known where none has.
+func (s Snapshot) GivenUp() (since Instant, known bool) {
+	for _, v := range s.answering() {
+		if v.State == GossipDead {
+			since, known = max(since, v.At-Instant(v.StateFor)), true
+		}
+	}
+	return since, known
 }
 
 // WitnessesSearched is how many vantage points asked the host's port in vain since it last showed life to anybody, and lately.

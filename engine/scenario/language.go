@@ -55,6 +55,8 @@ var phrases = []phrase{
 	{"kubelet posts its status", truth(func(w *World) { w.postStatus() })},
 	{"runtime dies", truth(func(w *World) { w.host.runtimeDown = true; w.postStatus() })},
 	{"runtime returns", truth(func(w *World) { w.host.runtimeDown = false; w.postStatus() })},
+	{"runtime cannot be read", truth(func(w *World) { w.host.runtimeUnread = true })},
+	{"host loses its storage", truth(func(w *World) { w.host.noStorage = true })},
 	{"host loses the API", truth(func(w *World) { w.host.toAPI = false })},
 	{"host reaches the API", truth(func(w *World) { w.host.toAPI = true; w.postStatus() })},
 	{"host cannot be reached", truth(func(w *World) { w.host.toUs = false })},
@@ -113,6 +115,7 @@ var phrases = []phrase{
 	{"witness <name> answers", onWitness(func(x *witness) { x.mute = false })},
 	{"witnesses fall silent", allWitnesses(func(x *witness) { x.mute = true })},
 	{"witnesses answer", allWitnesses(func(x *witness) { x.mute = false })},
+	{"witnesses know nothing of the host", allWitnesses(func(x *witness) { x.blank = true })},
 	{"witnesses die", allWitnesses(func(x *witness) { x.dead = true })},
 	{"witnesses return", allWitnesses(func(x *witness) { x.dead = false })},
 

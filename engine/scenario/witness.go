@@ -23,6 +23,8 @@ type witness struct {
 	name string
 	// cut: it does not reach the host. mute: it does not answer the observer. dead: it does neither, and gossips with nobody.
 	cut, mute, dead bool
+	// blank: gossip there does not know the host, and its port is not asked from there.
+	blank bool
 	// heard is when the host's agent last answered it, and report what that then said.
 	heard  time.Duration
 	report evidence.Report
@@ -48,11 +50,14 @@ func (w *World) gossip() {
 		return
 	}
 	for _, x := range w.witnesses {
-		if x.cut || x.dead {
+		if x.cut || x.dead || x.blank {
 			continue
 		}
 		x.heard, w.gossiped = w.now, w.now
-		x.report = evidence.Report{BootID: h.boot, Kubelet: pulse(h.kubelet), Runtime: pulse(!h.runtimeDown), API: pulse(h.toAPI && !w.cluster.apiSilent)}
+		x.report = evidence.Report{BootID: h.boot, Kubelet: pulse(h.kubelet), API: pulse(h.toAPI && !w.cluster.apiSilent)}
+		if !h.runtimeUnread {
+			x.report.Runtime = pulse(!h.runtimeDown)
+		}
 	}
 }
 
@@ -98,6 +103,9 @@ func (w *World) lookAtWitness(x *witness) {
 		v.Agent, v.AgentBoot = sign(x.heard), x.report.BootID
 	}
 	v.Port, v.PortAsked = w.host.port(!x.cut), evidence.Instant(w.now)
+	if x.blank {
+		v.Port, v.PortAsked, v.State, v.StateFor = evidence.AnswerUnread, 0, evidence.GossipUnread, 0
+	}
 	if v.Port.Rank() != evidence.RankNone {
 		v.PortHeard = sign(w.now)
 	}

@@ -90,6 +90,7 @@ type host struct {
 	name, uid, machine, boot             string
 	powered, kernel, userspace, kubelet  bool
 	destroyed, agent                     bool
+	runtimeUnread, noStorage             bool
 	toAPI, toUs                          bool
 	runtimeDown                          bool
 	node                                 evidence.Node // the object: Ready, taints, identity as the API shows them
@@ -330,7 +331,7 @@ func (w *World) mayWrite(p *pod) bool {
 			cutting = append(cutting, d.Power)
 		}
 	}
-	return w.host.powered && w.host.boot == p.BootID && !p.Finished && evidence.Uncut([]evidence.Writer{p.Writer}, cutting) != ""
+	return w.host.powered && !w.host.noStorage && w.host.boot == p.BootID && !p.Finished && evidence.Uncut([]evidence.Writer{p.Writer}, cutting) != ""
 }
 
 func (w *World) tell(format string, args ...any) {

@@ -317,6 +317,9 @@ func onlyLeaseMoves(in sight) (string, bool) {
 	if _, ok := in.kernelRefuses(); ok {
 		return "", false
 	}
+	if len(in.failing) == 0 {
+		return "the lease was renewed after the vantage points had given the host up, and port 10250 does not answer: the host lives and cannot be reached", true
+	}
 	return "the lease was renewed while neither " + strings.Join(in.failing, ", ") + " nor port 10250 answered: the host lives and cannot be reached", true
 }
 

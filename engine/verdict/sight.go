@@ -287,11 +287,15 @@ func (in sight) heardLately() bool {
 	return false
 }
 
-// renewedWhileFailing reports whether the lease was renewed so long after the last answer of an application that fails now, that the host was alive
-// then. A host that died has died within one probe period of its last answer, and confirmAfter is at least twice that (admission sees to it).
+// renewedWhileFailing reports whether the lease was renewed so long after the last answer of an application that fails now, or after every vantage point had
+// given the host up, that the host was alive then. A host that died has died within one probe period of its last answer, and confirmAfter is at least twice
+// that (admission sees to it); and before any gossip gave it up.
 func (in sight) renewedWhileFailing() bool {
 	if in.late || !in.Lease.Moved {
 		return false
+	}
+	if since, known := in.GivenUp(); known && in.calledDead && in.Lease.NotBefore >= since {
+		return true
 	}
 	for _, a := range in.Apps {
 		if slices.Contains(in.failing, a.Pod) && in.Lease.NotBefore.Sub(in.At)+a.FailingFor >= in.policy.ConfirmAfter/2 {
