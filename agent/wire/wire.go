@@ -37,7 +37,8 @@ const (
 
 // Facts are what an agent says of its own host.
 type Facts struct {
-	Node       string `json:"node"`
+	Node string `json:"node"`
+	// BootID is empty where what came of a host could not be read; nothing else is known of it then but its State.
 	BootID     string `json:"bootID"`
 	SystemUUID string `json:"systemUUID,omitempty"`
 	// Kubelet answers on 127.0.0.1:10248/healthz; Runtime answers the CRI's Version; API answers this host at all, whoever is asking.
@@ -53,7 +54,8 @@ type State string
 
 // Values of State. A host that left in order, and one that gossip has never heard of, are not in the view.
 const (
-	StateAlive   State = "Alive"
+	StateAlive State = "Alive"
+	// StateSuspect: the agent that answers has asked it, directly and by way of others, in vain. What others suspect is not seen before they call it dead.
 	StateSuspect State = "Suspect"
 	StateDead    State = "Dead"
 )
@@ -64,8 +66,8 @@ type Host struct {
 	State State `json:"state"`
 	// StateAge is how long it has been so.
 	StateAge int64 `json:"stateAge"`
-	// HeardAge is since the host's agent itself last answered this one, in the boot and with the facts above; absent if it never did. What others say of
-	// the host is State only.
+	// HeardAge is since this agent last asked the host's agent something that it answered itself, naming the boot above; absent if it never did. The answer
+	// may be up to one round trip younger. What others say of the host is State only.
 	HeardAge *int64 `json:"heardAge,omitempty"`
 }
 
