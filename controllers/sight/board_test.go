@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -32,6 +33,23 @@ func dial(ctx context.Context, network, addr string) (net.Conn, error) {
 // silence is a network in which nobody answers and nobody refuses.
 func silence(context.Context, string, string) (net.Conn, error) {
 	return nil, &net.OpError{Op: "dial", Err: syscall.ETIMEDOUT}
+}
+
+// mute is a network in which connections are accepted, and then nothing is heard in time.
+func mute(context.Context, string, string) (net.Conn, error) {
+	here, _ := net.Pipe()
+	return here, here.SetDeadline(time.Unix(1, 0))
+}
+
+// babble is a network in which every connection is accepted, told something, and ended.
+func babble(context.Context, string, string) (net.Conn, error) {
+	here, there := net.Pipe()
+	go func() {
+		go func() { _, _ = io.Copy(io.Discard, there) }() // ends with the connection
+		_, _ = io.WriteString(there, "SSH-2.0-x\r\n")
+		_ = there.Close()
+	}()
+	return here, nil
 }
 
 // closed is a port of this machine that nobody listens on.
@@ -88,11 +106,14 @@ func TestProbes(t *testing.T) {
 		{"HTTP 302 is not followed", web(status(302), ""), dial, true, false},
 		{"HTTP 503", web(status(503), ""), dial, false, true},
 		{"HTTP refuses", web(closed(t), ""), dial, false, true},
+		{"HTTP, and nobody speaks", web(1, ""), mute, false, false},
+		{"HTTP, and something else is spoken", web(1, ""), babble, false, true},
 		{"HTTPS, certificate not judged", web(portNumber(secure.Listener), "HTTPS"), dial, true, false},
 		{"gRPC serves", rpc(serving, "well"), dial, true, false},
 		{"gRPC serves not", rpc(serving, "ill"), dial, false, true},
 		{"gRPC knows no such service", rpc(serving, "none"), dial, false, true},
 		{"gRPC refuses", rpc(closed(t), ""), dial, false, true},
+		{"gRPC, and the connection ends", rpc(1, ""), babble, false, true},
 		{"gRPC silent", rpc(1, ""), silence, false, false},
 	}
 	for _, test := range tests {
