@@ -528,7 +528,7 @@ type Journal struct {
 	// ProofRecorded is true when proof was established and written down earlier in this incident. It is history, not evidence:
 	// release still wants a fresh reading.
 	ProofRecorded bool
-	// Attested is true when that proof was a human's word, and ProvenSince is then when this observer first saw it written down.
+	// Attested is true when that proof was a human's word, and ProvenSince is when this observer first saw a proof written down.
 	Attested    bool
 	ProvenSince Instant
 	// Released counts pods whose objects are known to be gone after proof; Pods counts all that were ever listed.

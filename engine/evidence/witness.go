@@ -302,6 +302,23 @@ func (s Snapshot) ReportNow() (Report, bool) {
 	return r, s.Witnesses.On && r.Heard && r.BootID != "" && r.BootID == s.Host.BootID && s.At.Sub(r.NotBefore) <= AgentSpan
 }
 
+// AgentSpoke reports whether the agent of this very boot answered anybody directly, not before the instant. Like a status of the kubelet, and unlike a lease, it
+// names its boot.
+func (s Snapshot) AgentSpoke(since Instant) (to string, spoke bool) {
+	if !s.Witnesses.On || s.Host.BootID == "" {
+		return "", false
+	}
+	if r := s.Witnesses.Report; r.Heard && r.BootID == s.Host.BootID && r.NotBefore >= since {
+		return "us or a vantage point", true
+	}
+	for _, v := range s.Witnesses.Vantages {
+		if v.Agent.Heard && v.ofBoot(s.Host.BootID) && v.Agent.NotBefore >= since {
+			return v.Witness, true
+		}
+	}
+	return "", false
+}
+
 // witnessed hands every dated sign of life that the agents have of this boot to see. Gossip's states are not among them.
 func (s Snapshot) witnessed(see func(Rank, Sign, string)) {
 	w := s.Witnesses

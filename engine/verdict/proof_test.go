@@ -126,6 +126,41 @@ func TestConfirmedWantsThreeThings(t *testing.T) {
 	}
 }
 
+// TestAnAgentOfALostBootRefutes the proof, whoever it answered, once its answer cannot have been before the device began to read Off; or before this observer
+// first saw the proof, where it has read no device itself.
+func TestAnAgentOfALostBootRefutes(t *testing.T) {
+	for name, c := range map[string]struct {
+		heard   time.Duration // not before so long ago
+		boot    string
+		read    bool
+		refuted bool
+	}{
+		"after Off began":                        {20 * time.Second, "b1", true, true},
+		"as Off began":                           {time.Minute, "b1", true, false},
+		"before":                                 {2 * time.Minute, "b1", true, false},
+		"after Off began, in the next boot":      {20 * time.Second, "b2", true, false},
+		"after a proof that another had read":    {20 * time.Second, "b1", false, true},
+		"before a proof that another had read":   {40 * time.Second, "b1", false, false},
+		"after another's proof, in another boot": {20 * time.Second, "b2", false, false},
+	} {
+		s, p := provenOff()
+		ago := func(d time.Duration) evidence.Instant { return s.At - evidence.Instant(d) }
+		s.Journal.ProofRecorded, s.Journal.ProvenSince = true, ago(30*time.Second)
+		s.Apps = nil
+		pw := &s.Power[0]
+		pw.State, pw.Identity, pw.Said = evidence.PowerUnread, evidence.IdentityUnchecked, evidence.PowerUnread
+		if c.read {
+			pw.Said, pw.HasOff, pw.OffSince, pw.LastOff = evidence.PowerOff, true, ago(time.Minute), ago(25*time.Second)
+		} else {
+			pw.HasOff = false
+		}
+		s.Witnesses = evidence.Witnesses{On: true, Vantages: []evidence.Vantage{{Witness: "w1", AgentBoot: c.boot, Agent: evidence.Sign{Heard: true, NotBefore: ago(c.heard), NotAfter: ago(c.heard)}}}}
+		if found := verdict.Decide(s, p); found.Refuted != c.refuted {
+			t.Errorf("heard %s: refuted %v by %s, want %v", name, found.Refuted, found.Rule(), c.refuted)
+		}
+	}
+}
+
 // TestAStatusAfterOffBeganRefutes: in every look the Node is read before the device, so that a status which is new in the next look cannot be dated after the
 // last reading of Off. A boot that was read Off does not come back: what counts is when that began.
 func TestAStatusAfterOffBeganRefutes(t *testing.T) {

@@ -59,8 +59,15 @@ func proofRefuted(in sight) (string, bool) {
 		return fmt.Sprintf("%s reads %s, but %s showed life since", in.contradicted[0], in.power(in.contradicted[0]).Said, who), true
 	}
 	// A status names its boot, and a boot that a device has read Off does not come back: what counts is when it began to read Off.
-	if began, seen := in.off(offBegan); in.Node.Spoke && (!seen || in.Node.SpokeNotBefore >= began) {
+	began, seen := in.off(offBegan)
+	if in.Node.Spoke && (!seen || in.Node.SpokeNotBefore >= began) {
 		return "the kubelet posts status for a boot that was declared lost", true
+	}
+	if !seen {
+		began = in.Journal.ProvenSince + evidence.Instant(holdUp)
+	}
+	if to, spoke := in.AgentSpoke(began); spoke {
+		return "the host's agent answered " + to + " from a boot that was declared lost", true
 	}
 	off, seen := in.off(lastOff)
 	for _, a := range in.Apps {
