@@ -24,9 +24,13 @@ import (
 	"github.com/go-logr/logr/funcr"
 
 	"github.com/holdfast-dev/holdfast/agent/authority"
+	"github.com/holdfast-dev/holdfast/agent/gossip"
 	"github.com/holdfast-dev/holdfast/agent/identity"
 	"github.com/holdfast-dev/holdfast/agent/wire"
 )
+
+// What gossips can be served.
+var _ Sight = (*gossip.Member)(nil)
 
 // sky is what the agent of a test sees.
 type sky struct {
