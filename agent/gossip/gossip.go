@@ -74,7 +74,7 @@ type Config struct {
 	Log       logr.Logger
 	Clock     clock.WithTicker
 
-	// tune changes the timings in tests, and happened is told there that something was counted or heard.
+	// tune changes the timings in tests, and happened is told there that something was counted, heard or read.
 	tune     func(*memberlist.Config)
 	happened func()
 }
@@ -350,6 +350,7 @@ func (m *Member) read() {
 	m.mu.Unlock()
 	if changed {
 		wake(m.join)
+		m.journal.happened()
 	}
 }
 
