@@ -55,6 +55,9 @@ const (
 
 // Client asks the agent of one Node, whatever its address is. It is safe for concurrent use.
 type Client struct {
+	// Dial opens connections. It is not changed once the client is used.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
 	node     string
 	identity Identity
 	now      func() time.Time
@@ -66,10 +69,13 @@ type Client struct {
 
 // New returns a client of the agent of a Node. Nobody else is believed to be it.
 func New(node string, who Identity) *Client {
-	c := &Client{node: node, identity: who, now: time.Now}
+	c := &Client{Dial: (&net.Dialer{Timeout: connectFor}).DialContext, node: node, identity: who, now: time.Now}
 	c.http = &http.Client{
 		Transport: &http.Transport{
-			DialContext: (&net.Dialer{Timeout: connectFor}).DialContext, TLSHandshakeTimeout: connectFor, TLSClientConfig: c.config(),
+			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				return c.Dial(ctx, network, address)
+			},
+			TLSHandshakeTimeout: connectFor, TLSClientConfig: c.config(),
 			MaxIdleConnsPerHost: 4, IdleConnTimeout: 90 * time.Second, MaxResponseHeaderBytes: 16 << 10,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

@@ -3,6 +3,12 @@
 
 package wire
 
+// Ports of the agents, where nothing else is configured.
+const (
+	GossipPort = 7946
+	Port       = 7947
+)
+
 // Signer is the signer of the certificates that agents ask for.
 const Signer = "guard.holdfast.dev/witness"
 

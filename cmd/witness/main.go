@@ -1,0 +1,185 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Command witness is the agent on every host: docs/spec/witness.md.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/go-logr/zapr"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/holdfast-dev/holdfast/agent/api"
+	"github.com/holdfast-dev/holdfast/agent/facts"
+	"github.com/holdfast-dev/holdfast/agent/gossip"
+	"github.com/holdfast-dev/holdfast/agent/identity"
+	"github.com/holdfast-dev/holdfast/agent/wire"
+)
+
+// leaveFor is how long an agent that is told to stop takes leave of the others.
+const leaveFor = time.Second
+
+type options struct {
+	node       string
+	address    string
+	gossipPort int
+	port       int
+	keys       string
+	seeds      string
+	identity   string
+	bootID     string
+	systemUUID string
+	kubelet    string
+	runtime    string
+	api        string
+	apiCA      string
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.node, "node", os.Getenv("NODE_NAME"), "Node that this agent runs on")
+	flag.StringVar(&o.address, "address", os.Getenv("HOST_IP"), "address of this host, on which others reach the agent")
+	flag.IntVar(&o.gossipPort, "gossip-port", wire.GossipPort, "UDP and TCP port of the gossip")
+	flag.IntVar(&o.port, "port", wire.Port, "TCP port of the agent's API")
+	flag.StringVar(&o.keys, "keys", "/etc/holdfast/gossip", "directory with the keys of the gossip")
+	flag.StringVar(&o.seeds, "seeds", "/etc/holdfast/seeds", "file with the addresses of other agents to begin with")
+	flag.StringVar(&o.identity, "identity", "/var/run/holdfast", "directory with tls.crt, tls.key and ca.crt")
+	flag.StringVar(&o.bootID, "boot-id-file", facts.BootIDPath, "file with the boot ID of this host")
+	flag.StringVar(&o.systemUUID, "system-uuid-file", facts.SystemUUIDPath, "file with the system UUID of this host; it need not be there")
+	flag.StringVar(&o.kubelet, "kubelet", facts.KubeletURL, "where the kubelet says that it is well")
+	flag.StringVar(&o.runtime, "runtime", facts.RuntimeSocket, "socket of the container runtime")
+	flag.StringVar(&o.api, "api", "", "URL at which the API server answers, as https://10.0.0.1:6443/readyz; empty: it is not asked")
+	flag.StringVar(&o.apiCA, "api-ca", "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt", "file with the authority of the API server's certificate")
+	flag.Parse()
+	if err := run(o); err != nil {
+		fmt.Fprintln(os.Stderr, "witness:", err)
+		os.Exit(1)
+	}
+}
+
+func logs() (logr.Logger, error) {
+	config := zap.NewProductionConfig()
+	config.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	z, err := config.Build()
+	if err != nil {
+		return logr.Logger{}, fmt.Errorf("set up logs: %w", err)
+	}
+	return zapr.NewLogger(z), nil
+}
+
+// check names the option that is missing or wrong.
+func (o options) check() error {
+	switch {
+	case o.node == "":
+		return errors.New("--node: the name of the Node is missing")
+	case net.ParseIP(o.address) == nil:
+		return fmt.Errorf("--address %q: an IP address of this host is wanted", o.address)
+	default:
+		return nil
+	}
+}
+
+// server is how the API server is known.
+func (o options) server() (*tls.Config, error) {
+	if o.api == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(o.apiCA)
+	if err != nil {
+		return nil, fmt.Errorf("--api-ca: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("--api-ca: there is no certificate in %s", o.apiCA)
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}, nil
+}
+
+func run(o options) error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	log, err := logs()
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	who, err := identity.Open(identity.Files{Certificate: filepath.Join(o.identity, "tls.crt"), Key: filepath.Join(o.identity, "tls.key"),
+		Authorities: filepath.Join(o.identity, "ca.crt")})
+	if err != nil {
+		return fmt.Errorf("--identity: %w", err)
+	}
+	server, err := o.server()
+	if err != nil {
+		return err
+	}
+	changed := make(chan wire.Facts, 1)
+	local, err := facts.New(facts.Config{Node: o.node, BootIDPath: o.bootID, SystemUUIDPath: o.systemUUID, KubeletURL: o.kubelet, RuntimeSocket: o.runtime,
+		APIURL: o.api, APITLS: server, Changed: func(f wire.Facts) { latest(changed, f) }})
+	if err != nil {
+		return err
+	}
+	member, err := gossip.Start(gossip.Config{Facts: local.Facts(), BindAddress: o.address, BindPort: o.gossipPort, AdvertiseAddress: o.address,
+		KeyDir: o.keys, SeedsFile: o.seeds, Log: log.WithName("gossip")})
+	if err != nil {
+		return err
+	}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(o.address, strconv.Itoa(o.port)))
+	if err != nil {
+		return errors.Join(fmt.Errorf("--port: %w", err), member.Close())
+	}
+	tasks, life := errgroup.WithContext(ctx)
+	tasks.Go(func() error { local.Run(life); return nil })
+	tasks.Go(func() error { return tell(life, member, changed) })
+	tasks.Go(func() error { return api.New(member, who, log.WithName("api")).Serve(life, listener) })
+	err = tasks.Wait()
+	last, done := context.WithTimeout(context.Background(), leaveFor)
+	defer done()
+	return errors.Join(err, member.Leave(last))
+}
+
+// latest puts the facts in place of those that nobody has taken yet.
+func latest(to chan wire.Facts, f wire.Facts) {
+	for {
+		select {
+		case to <- f:
+			return
+		default:
+		}
+		select {
+		case <-to:
+		default:
+		}
+	}
+}
+
+// tell says each change of the facts to the others.
+func tell(ctx context.Context, member *gossip.Member, changed <-chan wire.Facts) error {
+	for {
+		select {
+		case f := <-changed:
+			if err := member.Tell(f); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
