@@ -72,7 +72,6 @@ func allCut(t *testing.T, plane fault.Plane) {
 	s.neverStopped(until)
 	s.nothingFenced()
 	s.nothingEvicted()
-	s.managersStay()
 	s.servedThroughout(plane, inside, until)
 	s.judged()
 }
@@ -114,18 +113,6 @@ func (s *scene) nothingEvicted() {
 				s.Errorf("%s was taken away: %s", p.Name, r)
 			}
 		}
-	}
-}
-
-// managersStay: no replica of Holdfast was deleted or evicted either, so that one can lead as soon as the API is back.
-func (s *scene) managersStay() {
-	s.Helper()
-	found, err := s.Asked(s.since, events.Query{Verbs: []string{"delete", "create"}, Resource: "pods", Namespace: stage.HoldfastNamespace, Match: func(r events.Request) bool {
-		return r.Code/100 == 2 && strings.HasPrefix(r.Name, "holdfast-manager-") && (r.Verb == "delete" || r.Subresource == "eviction")
-	}})
-	s.must(err)
-	for _, r := range found {
-		s.Errorf("a replica of Holdfast was taken away: %s", r)
 	}
 }
 
