@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -326,4 +327,63 @@ func BenchmarkLoss(b *testing.B) {
 	for name, share := range map[string]float64{"p50-s": 0.5, "p90-s": 0.9, "max-s": 1} {
 		b.ReportMetric(took[min(len(took)-1, int(share*float64(len(took))))].Seconds(), name)
 	}
+}
+
+// BenchmarkRest measures what an agent takes while nothing happens: its memory, and its share of a core.
+func BenchmarkRest(b *testing.B) {
+	c := found(b)
+	c.allHear()
+	agents := c.processes()
+	before := make([]time.Duration, len(agents))
+	for i, p := range agents {
+		_, before[i] = cost(b, p)
+	}
+	began := time.Now()
+	for b.Loop() {
+		c.await(c.host(1), c.host(2), "alive", alive) // asked as the manager asks
+		select {
+		case <-time.After(time.Second):
+		case <-b.Context().Done():
+		}
+	}
+	wall := time.Since(began)
+	var memory, cpu float64
+	for i, p := range agents {
+		resident, spent := cost(b, p)
+		memory = max(memory, float64(resident)/(1<<20))
+		cpu = max(cpu, 100*float64(spent-before[i])/float64(wall))
+	}
+	b.ReportMetric(memory, "MiB")
+	b.ReportMetric(cpu, "%core")
+}
+
+// processes are those of the agents' program, as this machine numbers them.
+func (c *circle) processes() []string {
+	c.Helper()
+	links, err := filepath.Glob("/proc/[0-9]*/exe")
+	must(c, err)
+	var found []string
+	for _, link := range links {
+		if program, err := os.Readlink(link); err == nil && program == c.program {
+			found = append(found, filepath.Dir(link))
+		}
+	}
+	if len(found) != len(c.lab.Hosts()) {
+		c.Fatalf("%d agents run on %d hosts", len(found), len(c.lab.Hosts()))
+	}
+	return found
+}
+
+// cost is a process' resident memory in bytes, and the time that it has spent (proc_pid_stat(5), fields 14, 15 and 24; a tick is 10 ms).
+func cost(t testing.TB, process string) (resident int64, spent time.Duration) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(process, "stat"))
+	must(t, err)
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	number := func(field int) int64 {
+		n, err := strconv.ParseInt(fields[field-3], 10, 64)
+		must(t, err)
+		return n
+	}
+	return number(24) * int64(os.Getpagesize()), time.Duration(number(14)+number(15)) * 10 * time.Millisecond
 }
