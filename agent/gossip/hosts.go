@@ -22,7 +22,7 @@ const (
 	// rememberDead is how long a host stays in the view that died: whoever looks must find it there long after the fact, and a host that was taken away
 	// must go some day.
 	rememberDead = time.Hour
-	// rememberFarewell is how soon a death has to follow a farewell to be an orderly departure.
+	// rememberFarewell is how near to each other a farewell and a death have to be to be an orderly departure.
 	rememberFarewell = 10 * time.Second
 )
 
@@ -116,12 +116,19 @@ func (h *hosts) left(node string) {
 	h.grow()
 }
 
-// farewell is told that a host says it goes.
+// farewell is told that a host says it goes. The word may come after the death that it is about: memberlist takes the latest of what has come first.
 func (h *hosts) farewell(node, bootID string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if known, ok := h.known[node]; ok && known.facts.BootID == bootID {
-		known.farewell = h.clock.Now()
+	known, ok := h.known[node]
+	if !ok || node == h.own || known.facts.BootID != bootID {
+		return
+	}
+	now := h.clock.Now()
+	known.farewell = now
+	if known.state == wire.StateDead && now.Sub(known.since) < rememberFarewell {
+		delete(h.known, node)
+		h.grow()
 	}
 }
 

@@ -154,6 +154,30 @@ func TestAFarewellIsOfABootAndOfTheMoment(t *testing.T) {
 	}
 }
 
+func TestAFarewellMayComeAfterTheDeathThatItIsAbout(t *testing.T) {
+	for name, c := range map[string]struct {
+		boot string
+		late time.Duration
+		dead bool
+	}{
+		"gone and said":               {"b1", rememberFarewell - 1, false},
+		"gone, and another boot said": {"b2", 0, true},
+		"dead for long, and said":     {"b1", rememberFarewell, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, clk := book()
+			h.joined(factsOf("b", "b1"), "192.0.2.2:7946")
+			h.left("b")
+			clk.Step(c.late)
+			before := h.now().Index
+			h.farewell("b", c.boot)
+			if got := of(h.now(), "b"); (got.State == wire.StateDead) != c.dead || (h.now().Index == before) != c.dead {
+				t.Fatalf("b is %+v; the index was %d and is %d", got, before, h.now().Index)
+			}
+		})
+	}
+}
+
 func TestTheIndexGrowsWithWhatIsSeenAndWithNothingElse(t *testing.T) {
 	h, clk := book()
 	grows := func(what string, want bool, change func()) {
