@@ -118,7 +118,7 @@ func (s *Server) ask(ctx context.Context, questions []wire.Question) []wire.Answ
 	}
 	all.Wait()
 	for n := range answers {
-		answers[n].Age = millis(s.now().Sub(sent[n]))
+		answers[n].Age = wire.Millis(s.now().Sub(sent[n]))
 	}
 	return answers
 }
@@ -136,9 +136,4 @@ func (s *Server) try(ctx context.Context, q wire.Question) wire.Answer {
 		answer.BootID, answer.Why = "", shorten(err.Error())
 	}
 	return answer
-}
-
-// millis rounds an age up: what is dated by it happened no earlier than that.
-func millis(age time.Duration) int64 {
-	return int64((age + time.Millisecond - 1) / time.Millisecond)
 }

@@ -99,11 +99,10 @@ func Parse(certificate, key []byte) (*Authority, error) {
 
 // PEM returns the authority's certificate and key, for [Parse].
 func (a *Authority) PEM() (certificate, key []byte, err error) {
-	der, err := x509.MarshalPKCS8PrivateKey(a.key)
-	if err != nil {
+	if key, err = encode(a.key); err != nil {
 		return nil, nil, err
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: blockCertificate, Bytes: a.certificate.Raw}), pem.EncodeToMemory(&pem.Block{Type: blockKey, Bytes: der}), nil
+	return pem.EncodeToMemory(&pem.Block{Type: blockCertificate, Bytes: a.certificate.Raw}), key, nil
 }
 
 // Expires is when the authority's certificate ends. What it issues ends no later.
@@ -166,18 +165,32 @@ func (a *Authority) Issue(key crypto.PublicKey, name string, now time.Time) ([]b
 
 // Pair makes a key, and a certificate of it in a name, both as PEM.
 func (a *Authority) Pair(name string, now time.Time) (certificate, key []byte, err error) {
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	private, key, err := NewKey()
 	if err != nil {
 		return nil, nil, err
 	}
 	if certificate, err = a.Issue(private.Public(), name, now); err != nil {
 		return nil, nil, err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
+	return certificate, key, nil
+}
+
+// NewKey makes a key such as [Check] wants, and writes it as PEM.
+func NewKey() (key crypto.Signer, text []byte, err error) {
+	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		return nil, nil, err
 	}
-	return certificate, pem.EncodeToMemory(&pem.Block{Type: blockKey, Bytes: der}), nil
+	text, err = encode(key)
+	return key, text, err
+}
+
+// encode writes a key as PEM.
+func encode(key crypto.Signer) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: blockKey, Bytes: der}), nil
 }
 
 func block(text []byte, kind string) ([]byte, error) {

@@ -7,8 +7,6 @@ package credential
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -27,6 +25,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/clock"
 
+	"github.com/holdfast-dev/holdfast/agent/authority"
 	"github.com/holdfast-dev/holdfast/agent/wire"
 )
 
@@ -197,11 +196,7 @@ func (c *Credential) renew(ctx context.Context) error {
 }
 
 func (c *Credential) ask(ctx context.Context) (*request, error) {
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(private)
+	private, key, err := authority.NewKey()
 	if err != nil {
 		return nil, err
 	}
@@ -213,7 +208,7 @@ func (c *Credential) ask(ctx context.Context) (*request, error) {
 	if err != nil {
 		return nil, err
 	}
-	made := &request{name: "holdfast-witness-" + strings.ToLower(rand.Text()), key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})}
+	made := &request{name: "holdfast-witness-" + strings.ToLower(rand.Text()), key: key}
 	_, err = c.Requests.Create(ctx, &certificatesv1.CertificateSigningRequest{
 		ObjectMeta: metav1.ObjectMeta{Name: made.name},
 		Spec: certificatesv1.CertificateSigningRequestSpec{

@@ -28,9 +28,6 @@ import (
 	"github.com/holdfast-dev/holdfast/agent/wire"
 )
 
-// Port is where agents listen, UDP and TCP, if nothing else is said.
-const Port = 7946
-
 // What docs/adr/0011-gossip.md chose, and why.
 const (
 	probeInterval  = 500 * time.Millisecond

@@ -233,17 +233,13 @@ func (h *hosts) view() wire.View {
 	own.heard = now
 	view := wire.View{Node: h.own, BootID: own.facts.BootID, Index: h.index, Hosts: make([]wire.Host, 0, len(h.known))}
 	for _, known := range h.known {
-		seen := wire.Host{Facts: known.facts, State: known.state, StateAge: millis(now.Sub(known.since))}
+		seen := wire.Host{Facts: known.facts, State: known.state, StateAge: wire.Millis(now.Sub(known.since))}
 		if !known.heard.IsZero() {
-			age := millis(now.Sub(known.heard))
+			age := wire.Millis(now.Sub(known.heard))
 			seen.HeardAge = &age
 		}
 		view.Hosts = append(view.Hosts, seen)
 	}
 	slices.SortFunc(view.Hosts, func(a, b wire.Host) int { return strings.Compare(a.Node, b.Node) })
 	return view
-}
-
-func millis(d time.Duration) int64 {
-	return int64((max(d, 0) + time.Millisecond - 1) / time.Millisecond)
 }

@@ -272,11 +272,11 @@ func TestSeeds(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "seeds")
 	put(t, path, "192.0.2.1\n\n# the first rack\n192.0.2.2:17946\n2001:db8::1\n[2001:db8::2]:17946\n")
 	want := []string{"192.0.2.1:7946", "192.0.2.2:17946", "[2001:db8::1]:7946", "[2001:db8::2]:17946"}
-	if got, err := readSeeds(path, Port); err != nil || !slices.Equal(got, want) {
+	if got, err := readSeeds(path, wire.GossipPort); err != nil || !slices.Equal(got, want) {
 		t.Fatalf("got %q, %v", got, err)
 	}
 	put(t, path, "192.0.2.1\nnode-2\n")
-	if got, err := readSeeds(path, Port); err == nil || !strings.Contains(err.Error(), `line 2: "node-2" is no IP address`) || len(got) != 1 {
+	if got, err := readSeeds(path, wire.GossipPort); err == nil || !strings.Contains(err.Error(), `line 2: "node-2" is no IP address`) || len(got) != 1 {
 		t.Fatalf("got %q, %v", got, err)
 	}
 }

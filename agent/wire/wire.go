@@ -7,6 +7,8 @@
 // answers, up to the answer. Whoever asked takes the moment of asking less the age: the thing happened no earlier than that.
 package wire
 
+import "time"
+
 // Paths of the agent's API.
 const (
 	PathView  = "/v1/view"
@@ -24,6 +26,11 @@ const (
 	// WaitMillis is how long a view may be awaited.
 	WaitMillis = 30000
 )
+
+// Millis is an age as it is said: rounded up, and not below zero. What is dated by it happened no earlier than that.
+func Millis(age time.Duration) int64 {
+	return int64((max(age, 0) + time.Millisecond - 1) / time.Millisecond)
+}
 
 // Pulse is whether something on the agent's own host answered the agent when it was last asked.
 type Pulse string

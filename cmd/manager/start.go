@@ -12,6 +12,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -39,26 +40,17 @@ func awaitAPI(ctx context.Context, config *rest.Config, health string) error {
 	}
 	defer end()
 	log, waits := ctrl.Log.WithName("start"), false
-	tick := time.NewTicker(startEvery)
-	defer tick.Stop()
-	for {
+	return wait.PollUntilContextCancel(ctx, startEvery, true, func(context.Context) (bool, error) {
 		_, err := api.ServerVersion()
-		if answered(err) {
-			if waits {
-				log.Info("The API server answers")
-			}
-			return nil
-		}
-		if !waits {
+		switch {
+		case !answered(err) && !waits:
 			waits = true
 			log.Error(err, "Waiting for the API server to answer", "server", config.Host)
+		case answered(err) && waits:
+			log.Info("The API server answers")
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+		return answered(err), nil
+	})
 }
 
 // answered reports whether a request was answered by a server that works: also with a refusal, which is for those to report who are refused.

@@ -119,8 +119,8 @@ func run(o options) error {
 	if err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
+	ctx, quit := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer quit()
 	who, err := identity.Open(identity.Files{Certificate: filepath.Join(o.identity, "tls.crt"), Key: filepath.Join(o.identity, "tls.key"),
 		Authorities: filepath.Join(o.identity, "ca.crt")})
 	if err != nil {
@@ -130,13 +130,21 @@ func run(o options) error {
 	if err != nil {
 		return err
 	}
-	changed := make(chan wire.Facts, 1)
+	life, stop := context.WithCancel(ctx)
+	defer stop()
+	var member *gossip.Member
+	var untold error // of facts that were not said to the others
 	local, err := facts.New(facts.Config{Node: o.node, BootIDPath: o.bootID, SystemUUIDPath: o.systemUUID, KubeletURL: o.kubelet, RuntimeSocket: o.runtime,
-		APIURL: o.api, APITLS: server, Changed: func(f wire.Facts) { latest(changed, f) }})
+		APIURL: o.api, APITLS: server, Changed: func(f wire.Facts) {
+			if err := member.Tell(f); err != nil {
+				untold = err
+				stop()
+			}
+		}})
 	if err != nil {
 		return err
 	}
-	member, err := gossip.Start(gossip.Config{Facts: local.Facts(), BindAddress: o.address, BindPort: o.gossipPort, AdvertiseAddress: o.address,
+	member, err = gossip.Start(gossip.Config{Facts: local.Facts(), BindAddress: o.address, BindPort: o.gossipPort, AdvertiseAddress: o.address,
 		KeyDir: o.keys, SeedsFile: o.seeds, Log: log.WithName("gossip")})
 	if err != nil {
 		return err
@@ -145,41 +153,11 @@ func run(o options) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("--port: %w", err), member.Close())
 	}
-	tasks, life := errgroup.WithContext(ctx)
+	tasks, life := errgroup.WithContext(life)
 	tasks.Go(func() error { local.Run(life); return nil })
-	tasks.Go(func() error { return tell(life, member, changed) })
 	tasks.Go(func() error { return api.New(member, who, log.WithName("api")).Serve(life, listener) })
 	err = tasks.Wait()
 	last, done := context.WithTimeout(context.Background(), leaveFor)
 	defer done()
-	return errors.Join(err, member.Leave(last))
-}
-
-// latest puts the facts in place of those that nobody has taken yet.
-func latest(to chan wire.Facts, f wire.Facts) {
-	for {
-		select {
-		case to <- f:
-			return
-		default:
-		}
-		select {
-		case <-to:
-		default:
-		}
-	}
-}
-
-// tell says each change of the facts to the others.
-func tell(ctx context.Context, member *gossip.Member, changed <-chan wire.Facts) error {
-	for {
-		select {
-		case f := <-changed:
-			if err := member.Tell(f); err != nil {
-				return err
-			}
-		case <-ctx.Done():
-			return nil
-		}
-	}
+	return errors.Join(err, untold, member.Leave(last))
 }

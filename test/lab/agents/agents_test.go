@@ -38,7 +38,7 @@ type circle struct {
 	program   string
 	dir       string
 	authority *authority.Authority
-	who       *identity.Identity
+	who       *identity.Source
 	agents    map[string]*exec.Cmd
 }
 
@@ -115,15 +115,8 @@ func (c *circle) certify(dir, name string) {
 	c.write(filepath.Join(dir, "ca.crt"), ca)
 }
 
-func (c *circle) identity(dir string) (*identity.Identity, error) {
-	var text [3][]byte
-	for i, name := range []string{"tls.crt", "tls.key", "ca.crt"} {
-		var err error
-		if text[i], err = os.ReadFile(c.path(dir, name)); err != nil {
-			return nil, err
-		}
-	}
-	return identity.Parse(text[0], text[1], text[2])
+func (c *circle) identity(dir string) (*identity.Source, error) {
+	return identity.Open(identity.Files{Certificate: c.path(dir, "tls.crt"), Key: c.path(dir, "tls.key"), Authorities: c.path(dir, "ca.crt")})
 }
 
 // start starts the agent of a host, on the host. It dies with the host.
