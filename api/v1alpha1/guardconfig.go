@@ -46,6 +46,29 @@ type IncidentRetention struct {
 	MaxAgeSeconds int32 `json:"maxAgeSeconds,omitempty"`
 }
 
+// Witness says whether an agent watches on every host, and how it is reached.
+// +kubebuilder:validation:XValidation:rule="self.gossipPort != self.port",message="gossipPort and port are both TCP ports of the host: they must differ"
+type Witness struct {
+	// Enabled has the manager keep an agent on every host.
+	// +kubebuilder:default=false
+	Enabled bool `json:"enabled,omitempty"`
+	// GossipPort is the UDP and TCP port on which the agents of all hosts hear each other.
+	// +kubebuilder:default=7946
+	// +kubebuilder:validation:Minimum=1024
+	// +kubebuilder:validation:Maximum=65535
+	GossipPort int32 `json:"gossipPort,omitempty"`
+	// Port is the TCP port on which the manager asks an agent.
+	// +kubebuilder:default=7947
+	// +kubebuilder:validation:Minimum=1024
+	// +kubebuilder:validation:Maximum=65535
+	Port int32 `json:"port,omitempty"`
+	// RuntimeSocket is where the container runtime listens on every host. Its directory is shown to the agent.
+	// +kubebuilder:default="/run/containerd/containerd.sock"
+	// +kubebuilder:validation:MaxLength=100
+	// +kubebuilder:validation:Pattern=`^(/[A-Za-z0-9_-][A-Za-z0-9._-]*){2,}$`
+	RuntimeSocket string `json:"runtimeSocket,omitempty"`
+}
+
 // GuardConfigSpec holds what concerns the whole cluster.
 type GuardConfigSpec struct {
 	// +kubebuilder:default={count: 2, windowSeconds: 3600}
@@ -59,6 +82,8 @@ type GuardConfigSpec struct {
 	LeaseStaleSeconds int32 `json:"leaseStaleSeconds,omitempty"`
 	// +kubebuilder:default={perNode: 10, maxAgeSeconds: 2592000}
 	IncidentRetention IncidentRetention `json:"incidentRetention,omitempty,omitzero"`
+	// +kubebuilder:default={enabled: false, gossipPort: 7946, port: 7947, runtimeSocket: "/run/containerd/containerd.sock"}
+	Witness Witness `json:"witness,omitempty,omitzero"`
 }
 
 // GuardConfigStatus says whether the guard itself stands.

@@ -226,6 +226,22 @@ var refusals = []struct {
 		"spec.fenceBudget.windowSeconds in body should be greater than or equal to 60",
 	},
 	{
+		"one port for gossip and API of the agents", validConfig, []string{"spec.witness.port=7946"},
+		"gossipPort and port are both TCP ports of the host: they must differ",
+	},
+	{
+		"agents on a port that only root may open", validConfig, []string{"spec.witness.gossipPort=1023"},
+		"spec.witness.gossipPort in body should be greater than or equal to 1024",
+	},
+	{
+		"agents that are shown another directory than is named", validConfig, []string{"spec.witness.runtimeSocket=/run/../etc/shadow"},
+		"spec.witness.runtimeSocket in body should match",
+	},
+	{
+		"agents that are shown all of the host", validConfig, []string{"spec.witness.runtimeSocket=/containerd.sock"},
+		"spec.witness.runtimeSocket in body should match",
+	},
+	{
 		"an incident whose name is no label value", validIncident, []string{"metadata.name=" + strings.Repeat("x", 64)},
 		"metadata.name must not be longer than 63 characters: held pods carry it as a label",
 	},

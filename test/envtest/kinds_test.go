@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
@@ -73,9 +74,19 @@ func TestDefaultsOfAProfileAndOfTheConfig(t *testing.T) {
 		Blindness:   v1alpha1.Blindness{StaleHostsPercent: 50, APISilentSeconds: 5},
 
 		IncidentRetention: v1alpha1.IncidentRetention{PerNode: 10, MaxAgeSeconds: 30 * 24 * 3600},
+
+		Witness: v1alpha1.Witness{GossipPort: 7946, Port: 7947, RuntimeSocket: "/run/containerd/containerd.sock"},
 	}
 	if config.Spec != want {
 		t.Errorf("a config without spec is %+v, want %+v", config.Spec, want)
+	}
+	enabled := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"witness":{"enabled":true}}}`))
+	if err := cluster.Client.Patch(t.Context(), config, enabled); err != nil {
+		t.Fatal(err)
+	}
+	want.Witness.Enabled = true
+	if config.Spec != want {
+		t.Errorf("with agents it is %+v, want %+v", config.Spec, want)
 	}
 }
 
