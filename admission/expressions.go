@@ -13,9 +13,12 @@ import (
 // prefix begins every key of Holdfast.
 const prefix = "guard.holdfast.dev/"
 
+// nodeController is the identity of Kubernetes that judges hosts by their leases.
+const nodeController = "system:serviceaccount:kube-system:node-controller"
+
 // The identities of Kubernetes that delete pods because of their host's state, not because of the workload.
 var hostControllers = []string{
-	"system:serviceaccount:kube-system:node-controller",
+	nodeController,
 	"system:serviceaccount:kube-system:taint-eviction-controller",
 	"system:serviceaccount:kube-system:pod-garbage-collector",
 	"system:serviceaccount:kube-system:device-taint-eviction-controller",

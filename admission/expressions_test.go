@@ -155,20 +155,22 @@ var (
 )
 
 func (e *entry) validating(spec admissionv1.ValidatingAdmissionPolicySpec) {
+	asking, telling := withAuthorizer, withoutAuthorizer
+	asking.HasParams, telling.HasParams = spec.ParamKind != nil, spec.ParamKind != nil
 	e.conditions(spec.MatchConditions)
-	e.variables(spec.Variables)
+	e.variables(spec.Variables, asking)
 	for _, v := range spec.Validations {
-		e.expression(&validating.ValidationCondition{Expression: v.Expression}, withAuthorizer)
-		e.expression(&validating.MessageExpressionCondition{MessageExpression: v.MessageExpression}, withoutAuthorizer)
+		e.expression(&validating.ValidationCondition{Expression: v.Expression}, asking)
+		e.expression(&validating.MessageExpressionCondition{MessageExpression: v.MessageExpression}, telling)
 	}
 	for _, a := range spec.AuditAnnotations {
-		e.expression(&validating.AuditAnnotationCondition{ValueExpression: a.ValueExpression}, withAuthorizer)
+		e.expression(&validating.AuditAnnotationCondition{ValueExpression: a.ValueExpression}, asking)
 	}
 }
 
 func (e *entry) mutating(spec admissionv1.MutatingAdmissionPolicySpec) {
 	e.conditions(spec.MatchConditions)
-	e.variables(spec.Variables)
+	e.variables(spec.Variables, withAuthorizer)
 	for _, m := range spec.Mutations {
 		if m.JSONPatch == nil {
 			e.refused = append(e.refused, e.name+": a mutation without JSONPatch is not compiled here")
@@ -178,9 +180,9 @@ func (e *entry) mutating(spec admissionv1.MutatingAdmissionPolicySpec) {
 	}
 }
 
-func (e *entry) variables(list []admissionv1.Variable) {
+func (e *entry) variables(list []admissionv1.Variable, sees plugincel.OptionalVariableDeclarations) {
 	for _, v := range list {
-		result := e.composing.CompileAndStoreVariable(&validating.Variable{Name: v.Name, Expression: v.Expression}, withAuthorizer, environment.NewExpressions)
+		result := e.composing.CompileAndStoreVariable(&validating.Variable{Name: v.Name, Expression: v.Expression}, sees, environment.NewExpressions)
 		e.judge("variable "+v.Name, result)
 	}
 }

@@ -9,6 +9,9 @@ const DefaultNamespace = "holdfast-system"
 // DefaultManager is the name of the manager's service account.
 const DefaultManager = "holdfast-manager"
 
+// ManagersLease is the Lease in Holdfast's namespace by which the managers elect who leads.
+const ManagersLease = "holdfast-manager"
+
 // Identity says who Holdfast is to the API server. Empty fields mean the defaults.
 type Identity struct {
 	// Namespace is the namespace Holdfast runs in.

@@ -22,6 +22,9 @@ type policy struct {
 	audited bool
 	// mutatingToo is true if nobody could obey the rules without the MutatingAdmissionPolicy.
 	mutatingToo bool
+	// paramKind and params name the one object that the rules see as params, if they read any.
+	paramKind *admissionv1.ParamKind
+	params    *admissionv1.ParamRef
 }
 
 // match selects requests. A label that is not empty must be on the object before or after the request.
@@ -59,6 +62,7 @@ func on(operations ...operation) []operation { return operations }
 func (p policy) object() *admissionv1.ValidatingAdmissionPolicy {
 	fail := admissionv1.Fail
 	spec := admissionv1.ValidatingAdmissionPolicySpec{
+		ParamKind:        p.paramKind,
 		FailurePolicy:    &fail,
 		MatchConstraints: p.match.object(),
 	}
@@ -87,6 +91,7 @@ func (p policy) binding() *admissionv1.ValidatingAdmissionPolicyBinding {
 		ObjectMeta: metav1.ObjectMeta{Name: p.name},
 		Spec: admissionv1.ValidatingAdmissionPolicyBindingSpec{
 			PolicyName:        p.name,
+			ParamRef:          p.params,
 			ValidationActions: []admissionv1.ValidationAction{admissionv1.Deny},
 		},
 	}

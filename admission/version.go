@@ -16,7 +16,7 @@ import (
 )
 
 // Number is raised with every change of the policies. A manager never replaces policies of a higher number.
-const Number = 3
+const Number = 4
 
 // AnnotationVersion on each policy and binding names the version that it is of.
 const AnnotationVersion = prefix + "policy-version"
@@ -84,6 +84,7 @@ func policies(id Identity, stamp string) []policy {
 		gates(id, stamp),
 		newGuardedPods(id, stamp),
 		newHeldPods(id, stamp),
+		silence(id, stamp),
 		evictions(id, stamp),
 		heldPods(id, stamp),
 		guardedPods(id, stamp),

@@ -138,6 +138,13 @@ const (
 	NotServingFence WhenNotServing = "Fence"
 )
 
+const (
+	// TrafficKeep keeps the endpoint while the application serves.
+	TrafficKeep = "Keep"
+	// TrafficFollow leaves the endpoint to Kubernetes.
+	TrafficFollow = "Follow"
+)
+
 // OnKubeletFailure is the answer to a host whose kubelet is gone while the host lives.
 type OnKubeletFailure struct {
 	// Traffic Keep puts the endpoint back while the application's own probes pass.

@@ -12,6 +12,9 @@ const (
 	// The *armed* policies select pods by it. The GuardConfig and the definitions of our kinds carry it, with the value "armed", while an incident is open:
 	// they must not be deleted then.
 	LabelHold = "guard.holdfast.dev/hold"
+	// LabelTraffic marks a guarded pod whose app wants its endpoint kept; the value is TrafficKeep. While no manager leads, the silence of its host
+	// does not take such a pod out of its Services.
+	LabelTraffic = "guard.holdfast.dev/traffic"
 	// FinalizerHold keeps the name of a held pod taken. It exists only while the hold is armed.
 	FinalizerHold = "guard.holdfast.dev/hold"
 	// LabelCarries marks a Node that carries pods of guarded apps: the Node must not be deleted.

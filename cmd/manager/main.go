@@ -171,7 +171,7 @@ func managerOptions(o options, scheme *runtime.Scheme) ctrl.Options {
 	lease, renew, retry := leaseDuration, renewDeadline, retryPeriod
 	return ctrl.Options{
 		Scheme: scheme, HealthProbeBindAddress: o.health, Metrics: metricsserver.Options{BindAddress: o.metrics},
-		LeaderElection: o.leaderElect, LeaderElectionID: "holdfast-manager", LeaderElectionNamespace: o.namespace,
+		LeaderElection: o.leaderElect, LeaderElectionID: admission.ManagersLease, LeaderElectionNamespace: o.namespace,
 		LeaseDuration: &lease, RenewDeadline: &renew, RetryPeriod: &retry,
 		// The process ends with its leadership, and nothing is under way when it says so: a successor need not wait.
 		LeaderElectionReleaseOnCancel: true,

@@ -211,7 +211,7 @@ func PolicyFor(apps []App, profile *v1alpha1.FencingProfile, config v1alpha1.Gua
 		p.Shadow = p.Shadow || s.Mode == v1alpha1.ModeShadow
 		p.Paused = p.Paused || s.Mode == v1alpha1.ModePaused
 		p.ManualApproval = p.ManualApproval || s.OnHostLoss.Approval == "Manual"
-		p.KeepTraffic = p.KeepTraffic && s.OnKubeletFailure.Traffic != "Follow"
+		p.KeepTraffic = p.KeepTraffic && s.OnKubeletFailure.Traffic != v1alpha1.TrafficFollow
 		if s.OnHostLoss.Action == "Hold" {
 			p.OnLoss = verdict.Hold
 		}
@@ -238,7 +238,9 @@ var settings = []struct {
 	{"onHostLoss.confirmAfterSeconds", func(p verdict.Policy) string { return strconv.Itoa(int(p.ConfirmAfter / time.Second)) }},
 	{"onHostLoss.minimumProof", func(p verdict.Policy) string { return p.MinimumProof.String() }},
 	{"onKubeletFailure.whenNotServing", func(p verdict.Policy) string { return either(p.NotServing == verdict.Hold, "Hold", "Fence") }},
-	{"onKubeletFailure.traffic", func(p verdict.Policy) string { return either(p.KeepTraffic, "Keep", "Follow") }},
+	{"onKubeletFailure.traffic", func(p verdict.Policy) string {
+		return either(p.KeepTraffic, v1alpha1.TrafficKeep, v1alpha1.TrafficFollow)
+	}},
 }
 
 func either(yes bool, a, b string) string {

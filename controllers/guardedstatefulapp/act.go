@@ -72,6 +72,7 @@ func (r *Reconciler) letGo(ctx context.Context, s *sighting) error {
 		}
 		base := p.DeepCopy()
 		delete(p.Labels, v1alpha1.LabelApp)
+		delete(p.Labels, v1alpha1.LabelTraffic)
 		if err := r.Client.Patch(ctx, p, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
 			return err
 		}
@@ -211,21 +212,36 @@ func (r *Reconciler) markPods(ctx context.Context, s *sighting) error {
 	}
 	var failed []error
 	for _, p := range s.all() {
-		claims := guard.ClaimsOf(p)
-		if p.Labels[v1alpha1.LabelApp] != "" || len(claims) == 0 {
+		base := p.DeepCopy()
+		if claims := guard.ClaimsOf(p); p.Labels[v1alpha1.LabelApp] == "" && len(claims) > 0 {
+			app := s.app.Name
+			if p.Namespace == ns.Name {
+				app = cmp.Or(admission.AppOf(ns.Annotations[v1alpha1.AnnotationClaims], claims), app)
+			}
+			metav1.SetMetaDataLabel(&p.ObjectMeta, v1alpha1.LabelApp, app)
+		}
+		s.markTraffic(p)
+		if maps.Equal(base.Labels, p.Labels) {
 			continue
 		}
-		app := s.app.Name
-		if p.Namespace == ns.Name {
-			app = cmp.Or(admission.AppOf(ns.Annotations[v1alpha1.AnnotationClaims], claims), app)
-		}
-		base := p.DeepCopy()
-		metav1.SetMetaDataLabel(&p.ObjectMeta, v1alpha1.LabelApp, app)
 		if err := r.Client.Patch(ctx, p, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
 			failed = append(failed, fmt.Errorf("label pod %s/%s: %w", p.Namespace, p.Name, err))
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// markTraffic marks a pod of the app whose endpoint the silence of its host must not take while no manager leads. In shadow and paused nothing of ours touches
+// traffic. A pod of another app of the same name is left to that one.
+func (s *sighting) markTraffic(p *corev1.Pod) {
+	if p.Namespace != s.app.Namespace || p.Labels[v1alpha1.LabelApp] != s.app.Name {
+		return
+	}
+	if m := s.app.Spec.Mode; s.app.Spec.OnKubeletFailure.Traffic != v1alpha1.TrafficFollow && (m == v1alpha1.ModeEnforce || m == "") {
+		metav1.SetMetaDataLabel(&p.ObjectMeta, v1alpha1.LabelTraffic, v1alpha1.TrafficKeep)
+	} else {
+		delete(p.Labels, v1alpha1.LabelTraffic)
+	}
 }
 
 // markNodes marks every Node that carries guarded pods of any app, and unmarks the others. A mark is put on by what the cache shows, and taken off only
