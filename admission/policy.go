@@ -22,7 +22,8 @@ type policy struct {
 	audited bool
 	// mutatingToo is true if nobody could obey the rules without the MutatingAdmissionPolicy.
 	mutatingToo bool
-	// paramKind and params name the one object that the rules see as params, if they read any.
+	// paramKind and params name the one object that the rules see as params, if they read any. Such a policy fails open: an API server that has not read the
+	// object yet would refuse everything that the policy looks at. It must therefore protect no writer.
 	paramKind *admissionv1.ParamKind
 	params    *admissionv1.ParamRef
 }
@@ -60,10 +61,13 @@ func on(operations ...operation) []operation { return operations }
 // object renders the policy. Everything that the API server would default is set, so that what is stored can be
 // compared with what is wanted.
 func (p policy) object() *admissionv1.ValidatingAdmissionPolicy {
-	fail := admissionv1.Fail
+	doubt := admissionv1.Fail
+	if p.paramKind != nil {
+		doubt = admissionv1.Ignore
+	}
 	spec := admissionv1.ValidatingAdmissionPolicySpec{
 		ParamKind:        p.paramKind,
-		FailurePolicy:    &fail,
+		FailurePolicy:    &doubt,
 		MatchConstraints: p.match.object(),
 	}
 	for _, v := range p.variables {

@@ -204,13 +204,15 @@ func (s *seen) says(condition string, status metav1.ConditionStatus, reason stri
 }
 
 // label is the app whose label the pod carries.
-func (s *seen) label() string {
+func (s *seen) label() string { return s.labels()[v1alpha1.LabelApp] }
+
+func (s *seen) labels() map[string]string {
 	s.t.Helper()
 	var p corev1.Pod
 	if err := s.Get(s.t.Context(), types.NamespacedName{Namespace: "shop", Name: "db-0"}, &p); err != nil {
 		s.t.Fatal(err)
 	}
-	return p.Labels[v1alpha1.LabelApp]
+	return p.Labels
 }
 
 const (
@@ -552,5 +554,44 @@ func TestAnAppThatWasAcceptedStaysMarked(t *testing.T) {
 	saw.says(v1alpha1.ConditionAccepted, metav1.ConditionFalse, v1alpha1.ReasonPreflightFailed)
 	if !slices.Contains(saw.app.Finalizers, v1alpha1.FinalizerApp) || saw.label() != "app" {
 		t.Errorf("the app has finalizers %v, its pod the label of %q", saw.app.Finalizers, saw.label())
+	}
+}
+
+// TestAPodIsMarkedWhoseEndpointIsToBeKept: by what its app asks now, whatever it asked before, and not after the app has let it go.
+func TestAPodIsMarkedWhoseEndpointIsToBeKept(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		mode    v1alpha1.Mode
+		traffic string
+		want    string
+	}{
+		{"by default", "", "", v1alpha1.TrafficKeep},
+		{"asked for", v1alpha1.ModeEnforce, v1alpha1.TrafficKeep, v1alpha1.TrafficKeep},
+		{"left to Kubernetes", v1alpha1.ModeEnforce, v1alpha1.TrafficFollow, ""},
+		{"in shadow", v1alpha1.ModeShadow, v1alpha1.TrafficKeep, ""},
+		{"paused", v1alpha1.ModePaused, v1alpha1.TrafficKeep, ""},
+	} {
+		for _, before := range []string{"", v1alpha1.TrafficKeep} {
+			s := newSite()
+			s.app.Spec.Mode, s.app.Spec.OnKubeletFailure.Traffic = c.mode, c.traffic
+			s.pod.Labels = map[string]string{v1alpha1.LabelApp: "app", v1alpha1.LabelTraffic: before}
+			if before == "" {
+				delete(s.pod.Labels, v1alpha1.LabelTraffic)
+			}
+			saw := s.look(t)
+			if got := saw.labels()[v1alpha1.LabelTraffic]; got != c.want || saw.err != nil {
+				t.Errorf("%s, marked %q before: %q, want %q (%v)", c.name, before, got, c.want, saw.err)
+			}
+			if err := saw.Delete(t.Context(), &saw.app); err != nil {
+				t.Fatal(err)
+			}
+			key := types.NamespacedName{Namespace: "shop", Name: "app"}
+			if _, err := saw.leader.Reconcile(t.Context(), ctrl.Request{NamespacedName: key}); err != nil {
+				t.Fatal(err)
+			}
+			if got := saw.labels(); got[v1alpha1.LabelTraffic] != "" || got[v1alpha1.LabelApp] != "" {
+				t.Errorf("%s: let go with %v", c.name, got)
+			}
+		}
 	}
 }
