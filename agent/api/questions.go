@@ -25,26 +25,30 @@ const (
 	pathBytes = 1024
 )
 
-// read returns the questions of a request, all of them good ones, or says which field is wrong and what it should be.
-func read(body io.Reader) ([]wire.Question, error) {
-	var request wire.ProbeRequest
+// read reads one request, and nothing but the fields that it has.
+func read(body io.Reader, into any) error {
 	decoder := json.NewDecoder(body)
 	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&request); err != nil {
-		return nil, fmt.Errorf("the body is no probe request: %w; send {\"questions\": […]} with the fields of a question only", err)
+	if err := decoder.Decode(into); err != nil {
+		return fmt.Errorf("the body is no such request: %w; send it with the fields that docs/spec/witness.md names only", err)
 	}
 	if err := decoder.Decode(&struct{}{}); !errors.Is(err, io.EOF) {
-		return nil, errors.New("the body goes on after the probe request; send one request and nothing more")
+		return errors.New("the body goes on after the request; send one request and nothing more")
 	}
-	if n := len(request.Questions); n < 1 || n > wire.Questions {
-		return nil, fmt.Errorf("questions: there are %d; ask 1 to %d at a time", n, wire.Questions)
+	return nil
+}
+
+// checkAll says which field of which question is wrong and what it should be.
+func checkAll(questions []wire.Question) error {
+	if n := len(questions); n < 1 || n > wire.Questions {
+		return fmt.Errorf("questions: there are %d; ask 1 to %d at a time", n, wire.Questions)
 	}
-	for n, q := range request.Questions {
+	for n, q := range questions {
 		if err := check(q); err != nil {
-			return nil, fmt.Errorf("questions[%d].%w", n, err)
+			return fmt.Errorf("questions[%d].%w", n, err)
 		}
 	}
-	return request.Questions, nil
+	return nil
 }
 
 // check says what is wrong with a question. Its error begins with the field.
@@ -126,14 +130,22 @@ func (s *Server) ask(ctx context.Context, questions []wire.Question) []wire.Answ
 func (s *Server) try(ctx context.Context, q wire.Question) wire.Answer {
 	answer := wire.Answer{Name: q.Name}
 	var err error
-	if q.Agent != "" {
+	switch {
+	case q.Agent == "" && s.isLost(q.Address):
+		answer.Outcome, err = wire.NotAsked, errors.New("connections to this address are being reset here: what answered would be this host")
+	case q.Agent != "":
 		answer.BootID, err = s.sight.Ping(ctx, q.Agent, q.Address)
 		answer.Outcome = probe.Outcome(err)
-	} else {
+	default:
 		answer.Outcome, err = probe.Ask(ctx, s.dial, q)
 	}
 	if err != nil {
 		answer.BootID, answer.Why = "", shorten(err.Error())
 	}
 	return answer
+}
+
+func (s *Server) isLost(address string) bool {
+	ip, err := netip.ParseAddr(address)
+	return err == nil && s.hands.Connections != nil && s.hands.Connections.Lost(ip.Unmap())
 }

@@ -33,6 +33,12 @@ const (
 	TooLarge Refusal = "TooLarge"
 	// Flood: more requests at a time than are answered.
 	Flood Refusal = "Flood"
+	// Unequipped: this agent is not set up for it.
+	Unequipped Refusal = "Unequipped"
+	// Unfit: this host is not as the request takes for granted. It is in another boot, the address lives here, or the kubelet was restarted a moment ago.
+	Unfit Refusal = "Unfit"
+	// Failed: it was tried, and did not work.
+	Failed Refusal = "Failed"
 	// Unread: the server's own certificate, key or authorities could not be read again; what they were before is still used.
 	Unread Refusal = "Unread"
 )

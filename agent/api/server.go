@@ -65,6 +65,7 @@ type Server struct {
 	wait   time.Duration
 	polls  chan struct{}
 	probes chan struct{}
+	hands  hands
 }
 
 // New returns a server that answers nobody until it serves.
@@ -73,6 +74,7 @@ func New(sight Sight, who Identity, log logr.Logger) *Server {
 		sight: sight, identity: who, dial: (&net.Dialer{}).DialContext, log: log, now: time.Now, wait: wire.WaitMillis * time.Millisecond,
 		refusals: &refusals{log: log, now: time.Now, counts: map[Refusal]uint64{}, logged: map[Refusal]time.Time{}},
 		polls:    make(chan struct{}, polls), probes: make(chan struct{}, probes),
+		hands: hands{resets: make(chan struct{}, resets), restarts: make(chan struct{}, 1), deeds: map[Deed]uint64{}},
 	}
 }
 
@@ -168,8 +170,10 @@ type verb struct {
 
 // verbs are by path and method.
 var verbs = map[string]map[string]verb{
-	wire.PathView:  {http.MethodGet: {may: []caller{manager}, answer: (*Server).view}},
-	wire.PathProbe: {http.MethodPost: {may: []caller{manager}, answer: (*Server).probe}},
+	wire.PathView:    {http.MethodGet: {may: []caller{manager}, answer: (*Server).view}},
+	wire.PathProbe:   {http.MethodPost: {may: []caller{manager}, answer: (*Server).probe}},
+	wire.PathReset:   {http.MethodPost: {may: []caller{manager}, answer: (*Server).reset}},
+	wire.PathRestart: {http.MethodPost: {may: []caller{manager}, answer: (*Server).restart}},
 }
 
 // refusal is why a request is not answered.
@@ -218,7 +222,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, name string) *re
 	}
 	methods, ok := verbs[r.URL.Path]
 	if !ok {
-		return &refusal{kind: NoSuchPath, status: http.StatusNotFound, why: "there are " + wire.PathView + " and " + wire.PathProbe}
+		return &refusal{kind: NoSuchPath, status: http.StatusNotFound, why: "there are " + strings.Join([]string{wire.PathView, wire.PathProbe, wire.PathReset, wire.PathRestart}, ", ")}
 	}
 	verb, ok := methods[r.Method]
 	if !ok {
@@ -294,11 +298,24 @@ func (s *Server) probe(w http.ResponseWriter, r *http.Request) *refusal {
 		return no
 	}
 	defer leave()
+	var request wire.ProbeRequest
+	if no := body(w, r, &request); no != nil {
+		return no
+	}
+	if err := checkAll(request.Questions); err != nil {
+		return &refusal{kind: Malformed, status: http.StatusBadRequest, why: err.Error()}
+	}
+	self := s.sight.View()
+	return s.reply(w, wire.ProbeAnswer{Node: self.Node, BootID: self.BootID, Answers: s.ask(r.Context(), request.Questions)})
+}
+
+// body reads the one thing that a request asks for, in time.
+func body(w http.ResponseWriter, r *http.Request, into any) *refusal {
 	patience := http.NewResponseController(w)
 	if err := patience.SetReadDeadline(time.Now().Add(bodyFor)); err != nil {
 		return &refusal{status: http.StatusInternalServerError, why: err.Error()}
 	}
-	questions, err := read(http.MaxBytesReader(w, r.Body, bodyBytes))
+	err := read(http.MaxBytesReader(w, r.Body, bodyBytes), into)
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
@@ -309,8 +326,7 @@ func (s *Server) probe(w http.ResponseWriter, r *http.Request) *refusal {
 	if err := patience.SetReadDeadline(time.Time{}); err != nil { // or the end of it would look like the caller's leaving
 		return &refusal{status: http.StatusInternalServerError, why: err.Error()}
 	}
-	self := s.sight.View()
-	return s.reply(w, wire.ProbeAnswer{Node: self.Node, BootID: self.BootID, Answers: s.ask(r.Context(), questions)})
+	return nil
 }
 
 func (s *Server) reply(w http.ResponseWriter, what any) *refusal {

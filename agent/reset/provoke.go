@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -22,11 +23,13 @@ const established = 3
 // connection is one as its client sees it: where it comes from, and what it is connected to, which may be a Service.
 type connection struct{ client, server netip.AddrPort }
 
-// provoke makes the clients of an address speak, in a few rounds: one packet may get lost. It returns how many there were.
-func provoke(ctx context.Context, address netip.Addr) (int, error) {
+// provoke makes the clients of addresses speak, in a few rounds: one packet may get lost. An address that came back meanwhile is left alone. It returns how many
+// clients there were.
+func (t *Table) provoke(ctx context.Context, addresses []netip.Addr) (int, error) {
 	var found int
 	for round := range rounds {
-		open, err := connections(address)
+		still := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !t.Lost(a) })
+		open, err := connections(still)
 		if err != nil {
 			return found, err
 		}
@@ -53,25 +56,42 @@ func provoke(ctx context.Context, address netip.Addr) (int, error) {
 	return found, nil
 }
 
-// connections are those that connection tracking knows to end at the address, whatever they were begun with.
-func connections(address netip.Addr) ([]connection, error) {
-	family := netlink.InetFamily(unix.AF_INET)
-	if address.Is6() {
-		family = unix.AF_INET6
-	}
-	flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // what is missing now is seen in the next round
-		return nil, fmt.Errorf("list tracked connections (it needs CAP_NET_ADMIN): %w", err)
-	}
+// connections are those that connection tracking knows to end at the addresses, whatever they were begun with.
+func connections(addresses []netip.Addr) ([]connection, error) {
 	var open []connection
-	for _, f := range flows {
-		tcp, ok := f.ProtoInfo.(*netlink.ProtoInfoTCP)
-		if !ok || tcp.State != established || !f.Reverse.SrcIP.Equal(net.IP(address.AsSlice())) {
+	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		if !slices.ContainsFunc(addresses, func(a netip.Addr) bool { return a.Is4() == (family == unix.AF_INET) }) {
 			continue
 		}
-		open = append(open, connection{client: port(f.Forward.SrcIP, f.Forward.SrcPort), server: port(f.Forward.DstIP, f.Forward.DstPort)})
+		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // what is missing now is seen in the next round
+			return nil, fmt.Errorf("list tracked connections (it needs CAP_NET_ADMIN): %w", err)
+		}
+		for _, f := range flows {
+			tcp, ok := f.ProtoInfo.(*netlink.ProtoInfoTCP)
+			server, valid := netip.AddrFromSlice(f.Reverse.SrcIP)
+			if !ok || !valid || tcp.State != established || !slices.Contains(addresses, server.Unmap()) {
+				continue
+			}
+			open = append(open, connection{client: port(f.Forward.SrcIP, f.Forward.SrcPort), server: port(f.Forward.DstIP, f.Forward.DstPort)})
+		}
 	}
 	return open, nil
+}
+
+// Own are the addresses of this host, in the network namespace of the calling thread.
+func Own() ([]netip.Addr, error) {
+	found, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list the addresses of this host: %w", err)
+	}
+	own := make([]netip.Addr, 0, len(found))
+	for _, a := range found {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok {
+			own = append(own, ip.Unmap())
+		}
+	}
+	return own, nil
 }
 
 func port(ip net.IP, number uint16) netip.AddrPort {

@@ -14,7 +14,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/nftables"
@@ -34,16 +37,26 @@ const (
 	// half a second at most (net.ipv4.tcp_invalid_ratelimit).
 	rounds  = 3
 	between = 600 * time.Millisecond
+	// lag is how late the kernel may forget an address.
+	lag = time.Second
+	// Most bounds how many addresses are lost at a time: twice the pods that a host has by default.
+	Most = 256
 )
+
+// ErrFull is what more than [Most] addresses get.
+var ErrFull = fmt.Errorf("more than %d addresses would be lost at a time; wait for some to be over, or take some back", Most)
 
 // Before the filters of others, after their translation of destinations: a client that speaks to a Service speaks to the lost address by then.
 const priority = -10
 
-// Table is our table in nftables, in the network namespace of the thread that opened it.
+// Table is our table in nftables, in the network namespace of the thread that opened it. It is safe for concurrent use, from threads in that namespace.
 type Table struct {
+	v4 *nftables.Set
+	v6 *nftables.Set
+
+	mu   sync.Mutex // also for what conn has not sent yet
 	conn *nftables.Conn
-	v4   *nftables.Set
-	v6   *nftables.Set
+	lost map[netip.Addr]time.Time // until when
 }
 
 // Open makes the table, empty. One that is there already, of an agent before this one, is replaced, and what it had lost is forgotten. It needs CAP_NET_ADMIN.
@@ -56,7 +69,7 @@ func Open() (*Table, error) {
 	conn.AddTable(ours)
 	conn.DelTable(ours)
 	ours = conn.AddTable(ours)
-	t := &Table{conn: conn,
+	t := &Table{conn: conn, lost: map[netip.Addr]time.Time{},
 		v4: &nftables.Set{Table: ours, Name: "lost4", KeyType: nftables.TypeIPAddr, HasTimeout: true},
 		v6: &nftables.Set{Table: ours, Name: "lost6", KeyType: nftables.TypeIP6Addr, HasTimeout: true},
 	}
@@ -80,6 +93,8 @@ func Open() (*Table, error) {
 
 // Close removes the table.
 func (t *Table) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.conn.DelTable(t.v4.Table)
 	return t.conn.Flush()
 }
@@ -99,29 +114,62 @@ func equals(key expr.MetaKey, value []byte) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: value}}
 }
 
-// Lose has every TCP connection to the address end, from now on for that span (0 < span <= [MaxSpan]). It returns how many connections it found.
+// Lose has every TCP connection to the addresses end, from now on for that span (0 < span <= [MaxSpan]). It returns how many connections it found. With an error that
+// names an address nothing was begun; with another one some of it may have been.
 //
 // A client that sends is answered with a RST. One that only waits is sent a SYN in the name of what it is connected to: RFC 5961 (section 4) has its kernel answer with an
 // acknowledgement of what it expects next, which is sent to the address, and answered. The SYN itself changes nothing for the client.
-func (t *Table) Lose(ctx context.Context, address netip.Addr, span time.Duration) (ended int, err error) {
-	set, err := t.set(address)
-	if err != nil {
-		return 0, err
-	}
+func (t *Table) Lose(ctx context.Context, addresses []netip.Addr, span time.Duration) (found int, err error) {
 	if span <= 0 || span > MaxSpan {
 		return 0, fmt.Errorf("span %v: it is more than 0 and at most %v", span, MaxSpan)
 	}
-	// An element that is there keeps its old span, so it goes first.
-	if err := t.Back(address); err != nil {
+	for _, a := range addresses {
+		if _, err := t.set(a); err != nil {
+			return 0, err
+		}
+	}
+	if err := t.begin(addresses, span); err != nil {
 		return 0, err
 	}
-	if err := t.conn.SetAddElements(set, []nftables.SetElement{{Key: address.AsSlice(), Timeout: span}}); err != nil {
-		return 0, err
+	return t.provoke(ctx, addresses)
+}
+
+// begin has the kernel refuse what is sent to the addresses.
+func (t *Table) begin(addresses []netip.Addr, span time.Duration) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(t.lost, func(_ netip.Addr, until time.Time) bool { return until.Before(now) })
+	more := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { _, is := t.lost[a]; return is })
+	if len(t.lost)+len(more) > Most {
+		return ErrFull
 	}
-	if err := t.conn.Flush(); err != nil {
-		return 0, fmt.Errorf("lose %s: %w", address, err)
+	for _, a := range addresses {
+		set, err := t.set(a)
+		if err != nil {
+			return err
+		}
+		// An element that is there keeps its old span, so it goes first.
+		if err := t.back(set, a); err != nil {
+			return err
+		}
+		if err := t.conn.SetAddElements(set, []nftables.SetElement{{Key: a.AsSlice(), Timeout: span}}); err != nil {
+			return err
+		}
+		t.lost[a] = now.Add(span + lag)
+		if err := t.conn.Flush(); err != nil {
+			return fmt.Errorf("lose %s: %w", a, err)
+		}
 	}
-	return provoke(ctx, address)
+	return nil
+}
+
+// Lost reports whether an address may be lost at present: whatever seems to answer there is this host itself.
+func (t *Table) Lost(address netip.Addr) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	until, is := t.lost[address]
+	return is && !until.Before(time.Now())
 }
 
 // Back ends it before its time: the address belongs to somebody again. An address that is not lost is no error.
@@ -130,6 +178,16 @@ func (t *Table) Back(address netip.Addr) error {
 	if err != nil {
 		return err
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.back(set, address); err != nil {
+		return err
+	}
+	delete(t.lost, address)
+	return nil
+}
+
+func (t *Table) back(set *nftables.Set, address netip.Addr) error {
 	if err := t.conn.SetDeleteElements(set, []nftables.SetElement{{Key: address.AsSlice()}}); err != nil {
 		return err
 	}

@@ -11,8 +11,10 @@ import "time"
 
 // Paths of the agent's API.
 const (
-	PathView  = "/v1/view"
-	PathProbe = "/v1/probe"
+	PathView    = "/v1/view"
+	PathProbe   = "/v1/probe"
+	PathReset   = "/v1/connections/reset"
+	PathRestart = "/v1/kubelet/restart"
 )
 
 // Limits of requests and answers.
@@ -25,6 +27,17 @@ const (
 	ProbeMillis = 2000
 	// WaitMillis is how long a view may be awaited.
 	WaitMillis = 30000
+	// Addresses is how many addresses a reset request may name, and LoseMillis how long one may be lost at a time.
+	Addresses  = 16
+	LoseMillis = 120000
+	// RestartMillis is how long the end of a kubelet's restart is waited for.
+	RestartMillis = 20000
+	// WindowMillis is in what time the kubelet is restarted once, where the request says nothing else; it may say between LeastWindowMillis and MostWindowMillis.
+	WindowMillis      = 600000
+	LeastWindowMillis = 60000
+	MostWindowMillis  = 86400000
+	// ReasonBytes is how much of a reason may be given.
+	ReasonBytes = 500
 )
 
 // Millis is an age as it is said: rounded up, and not below zero. What is dated by it happened no earlier than that.
@@ -145,4 +158,53 @@ type ProbeAnswer struct {
 	Node    string   `json:"node"`
 	BootID  string   `json:"bootID"`
 	Answers []Answer `json:"answers"`
+}
+
+// ResetRequest is the body of POST /v1/connections/reset: at most Addresses of pods, each once.
+type ResetRequest struct {
+	// Lost are IP addresses behind which nobody is any more: TCP connections to them from this host and its pods end now, and none is opened, for ForMillis.
+	Lost      []string `json:"lost,omitempty"`
+	ForMillis int64    `json:"forMillis,omitempty"`
+	// Back are addresses that belong to somebody again before their time is over. One that is not lost is no error.
+	Back []string `json:"back,omitempty"`
+}
+
+// ResetAnswer answers it once all of it is done.
+type ResetAnswer struct {
+	// Node and BootID are of the agent that answers.
+	Node   string `json:"node"`
+	BootID string `json:"bootID"`
+	// Found is how many connections to the lost addresses this host knew.
+	Found int `json:"found"`
+}
+
+// RestartRequest is the body of POST /v1/kubelet/restart.
+type RestartRequest struct {
+	// BootID is the boot that the caller means; in another one nothing is done.
+	BootID string `json:"bootID"`
+	// Reason is for the agent's log.
+	Reason string `json:"reason"`
+	// WindowMillis is in what time the kubelet is restarted once at most, whoever asks. Absent: WindowMillis.
+	WindowMillis int64 `json:"windowMillis,omitempty"`
+}
+
+// RestartState is how far a restart came.
+type RestartState string
+
+// Values of RestartState.
+const (
+	// RestartDone: the service manager says that the kubelet was stopped and started again.
+	RestartDone RestartState = "Done"
+	// RestartBegun: the service manager was given the order, and has not said how it ended.
+	RestartBegun RestartState = "Begun"
+)
+
+// RestartAnswer answers it.
+type RestartAnswer struct {
+	// Node and BootID are of the agent that answers.
+	Node   string       `json:"node"`
+	BootID string       `json:"bootID"`
+	State  RestartState `json:"state"`
+	// By is what restarted it, as the agent was set up.
+	By string `json:"by"`
 }

@@ -249,7 +249,7 @@ func (w *world) lose(t testing.TB, span time.Duration) (found int) {
 	t.Helper()
 	w.inHost(t, func() error {
 		var err error
-		found, err = w.table.Lose(t.Context(), w.lost, span)
+		found, err = w.table.Lose(t.Context(), []netip.Addr{w.lost}, span)
 		return err
 	})
 	return found
@@ -371,7 +371,7 @@ func TestWhatIsNoPodsAddressIsRefused(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		for _, text := range []string{"127.0.0.1", "::1", "0.0.0.0", "224.0.0.1", "fe80::1", "169.254.1.1", "::ffff:10.2.0.2", "255.255.255.255"} {
 			w.inHost(t, func() error {
-				if _, err := w.table.Lose(t.Context(), netip.MustParseAddr(text), time.Minute); err == nil {
+				if _, err := w.table.Lose(t.Context(), []netip.Addr{netip.MustParseAddr(text)}, time.Minute); err == nil {
 					t.Errorf("%s was taken", text)
 				}
 				return nil
@@ -379,7 +379,7 @@ func TestWhatIsNoPodsAddressIsRefused(t *testing.T) {
 		}
 		for _, span := range []time.Duration{0, -time.Second, reset.MaxSpan + 1} {
 			w.inHost(t, func() error {
-				if _, err := w.table.Lose(t.Context(), w.lost, span); err == nil {
+				if _, err := w.table.Lose(t.Context(), []netip.Addr{w.lost}, span); err == nil {
 					t.Errorf("a span of %v was taken", span)
 				}
 				return nil
