@@ -54,12 +54,8 @@ const (
 	KubeletRestarted Deed = "KubeletRestarted"
 )
 
-const (
-	// resets is how many reset requests are answered at a time.
-	resets = 4
-	// resetFor bounds one: what reset gives its rounds, and as much again.
-	resetFor = 4 * time.Second
-)
+// resets is how many reset requests are answered at a time.
+const resets = 4
 
 // hands are those of one server.
 type hands struct {
@@ -108,7 +104,7 @@ func (s *Server) reset(w http.ResponseWriter, r *http.Request) *refusal {
 	if err != nil {
 		return &refusal{kind: Malformed, status: http.StatusBadRequest, why: err.Error()}
 	}
-	ctx, done := context.WithTimeout(r.Context(), resetFor)
+	ctx, done := context.WithTimeout(r.Context(), wire.ResetMillis*time.Millisecond)
 	defer done()
 	if no := s.living(ctx, order.lost); no != nil {
 		return no

@@ -117,20 +117,55 @@ func (c *Client) view(ctx context.Context, address, query string, wait time.Dura
 
 // Probe has the agent try questions. There is one answer to each, in their order.
 func (c *Client) Probe(ctx context.Context, address string, questions []wire.Question) (wire.ProbeAnswer, error) {
-	body, err := json.Marshal(wire.ProbeRequest{Questions: questions})
-	if err != nil {
-		return wire.ProbeAnswer{}, err
-	}
-	ctx, done := context.WithTimeout(ctx, wire.ProbeMillis*time.Millisecond+spare)
-	defer done()
 	var answer wire.ProbeAnswer
-	if err := c.ask(ctx, http.MethodPost, url.URL{Host: address, Path: wire.PathProbe}, body, &answer); err != nil {
+	request := wire.ProbeRequest{Questions: questions}
+	if err := c.order(ctx, url.URL{Host: address, Path: wire.PathProbe}, wire.ProbeMillis*time.Millisecond, request, &answer); err != nil {
 		return wire.ProbeAnswer{}, err
 	}
 	if err := errors.Join(c.speaksFor(answer.Node, answer.BootID), c.answers(questions, answer.Answers)); err != nil {
 		return wire.ProbeAnswer{}, err
 	}
 	return answer, nil
+}
+
+// Reset has the agent end connections to lost addresses, and let others go. It returns once that is done.
+func (c *Client) Reset(ctx context.Context, address string, request wire.ResetRequest) (wire.ResetAnswer, error) {
+	var answer wire.ResetAnswer
+	err := c.order(ctx, url.URL{Host: address, Path: wire.PathReset}, wire.ResetMillis*time.Millisecond, request, &answer)
+	if err == nil {
+		err = c.speaksFor(answer.Node, answer.BootID)
+	}
+	if err != nil {
+		return wire.ResetAnswer{}, err
+	}
+	return answer, nil
+}
+
+// Restart has the agent restart its kubelet. With an error that is no [Refused] it may have done so.
+func (c *Client) Restart(ctx context.Context, address string, request wire.RestartRequest) (wire.RestartAnswer, error) {
+	var answer wire.RestartAnswer
+	err := c.order(ctx, url.URL{Host: address, Path: wire.PathRestart}, wire.RestartMillis*time.Millisecond, request, &answer)
+	if err == nil {
+		err = c.speaksFor(answer.Node, answer.BootID)
+	}
+	if err == nil && answer.BootID != request.BootID {
+		err = fmt.Errorf("the agent of %s restarted its kubelet in boot %q, and %q was meant", c.node, answer.BootID, request.BootID)
+	}
+	if err != nil {
+		return wire.RestartAnswer{}, err
+	}
+	return answer, nil
+}
+
+// order has something done that the agent gives itself so long for.
+func (c *Client) order(ctx context.Context, to url.URL, patience time.Duration, request, into any) error {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return err
+	}
+	ctx, done := context.WithTimeout(ctx, patience+spare)
+	defer done()
+	return c.ask(ctx, http.MethodPost, to, body, into)
 }
 
 // answers says what keeps the answers from being those to the questions.

@@ -11,7 +11,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -93,6 +95,11 @@ func seen(node string) wire.View {
 
 // agent serves as the real one does.
 func agent(t *testing.T, who api.Identity, view wire.View) string {
+	return equipped(t, who, view, api.Hands{})
+}
+
+// equipped serves as the real one does that is set up for more.
+func equipped(t *testing.T, who api.Identity, view wire.View, hands api.Hands) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -100,7 +107,9 @@ func agent(t *testing.T, who api.Identity, view wire.View) string {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	over := make(chan error)
-	go func() { over <- api.New(sky{view}, who, logr.Discard()).Serve(ctx, l) }()
+	server := api.New(sky{view}, who, logr.Discard())
+	server.Equip(hands)
+	go func() { over <- server.Serve(ctx, l) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-over; err != nil {
@@ -155,6 +164,68 @@ func TestTheManagerAndAnAgentUnderstandEachOther(t *testing.T) {
 	var refused *call.Refused
 	if !errors.As(err, &refused) || refused.Status != http.StatusBadRequest || !strings.Contains(refused.Why, "questions[0].address") {
 		t.Errorf("%v", err)
+	}
+}
+
+// host is one whose kubelet and connections the agent has in its hands.
+type host struct{ lost []netip.Addr }
+
+func (*host) Here(context.Context) ([]netip.Addr, error) { return nil, nil }
+
+func (h *host) Lose(_ context.Context, addresses []netip.Addr, _ time.Duration) (int, error) {
+	h.lost = append(h.lost, addresses...)
+	return 7, nil
+}
+
+func (h *host) Lost(a netip.Addr) bool { return slices.Contains(h.lost, a) }
+
+func (h *host) Back(a netip.Addr) error {
+	h.lost = slices.DeleteFunc(h.lost, func(b netip.Addr) bool { return a == b })
+	return nil
+}
+
+func (*host) String() string { return "a test" }
+
+func (*host) Restart(context.Context) (bool, error) { return true, nil }
+
+func TestTheManagerHasThingsDone(t *testing.T) {
+	ca, h := newAuthority(t), &host{}
+	address := equipped(t, made(t, ca, ca, wire.WitnessName("a"), time.Now()), seen("a"), api.Hands{Connections: h, Kubelet: h})
+	c := client(t, made(t, ca, ca, wire.ManagerName, time.Now()))
+	got, err := c.Reset(t.Context(), address, wire.ResetRequest{Lost: []string{"10.2.0.2", "10.2.0.3"}, ForMillis: 60000})
+	if err != nil || got != (wire.ResetAnswer{Node: "a", BootID: "boot-a", Found: 7}) || len(h.lost) != 2 {
+		t.Errorf("%+v, %v; lost %v", got, err, h.lost)
+	}
+	if _, err := c.Reset(t.Context(), address, wire.ResetRequest{Back: []string{"10.2.0.2"}}); err != nil || len(h.lost) != 1 {
+		t.Errorf("%v; lost %v", err, h.lost)
+	}
+	restart := wire.RestartRequest{BootID: "boot-a", Reason: "a test"}
+	done, err := c.Restart(t.Context(), address, restart)
+	if err != nil || done != (wire.RestartAnswer{Node: "a", BootID: "boot-a", State: wire.RestartDone, By: "a test"}) {
+		t.Errorf("%+v, %v", done, err)
+	}
+	var refused *call.Refused
+	if _, err := c.Restart(t.Context(), address, restart); !errors.As(err, &refused) || refused.Status != http.StatusConflict || refused.After <= 9*time.Minute {
+		t.Errorf("a second restart: %v", err)
+	}
+}
+
+func TestWhatIsDoneInAnothersName(t *testing.T) {
+	ca := newAuthority(t)
+	for name, says := range map[string]any{
+		"another host":   map[string]any{"node": "b", "bootID": "boot-a", "state": "Done"},
+		"another boot":   map[string]any{"node": "a", "bootID": "boot-z", "state": "Done"},
+		"no boot at all": map[string]any{"node": "a", "state": "Done"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			address, _ := rogue(t, made(t, ca, ca, wire.WitnessName("a"), time.Now()), func(w http.ResponseWriter, _ *http.Request) {
+				_ = json.NewEncoder(w).Encode(says)
+			})
+			c := client(t, made(t, ca, ca, wire.ManagerName, time.Now()))
+			if got, err := c.Restart(t.Context(), address, wire.RestartRequest{BootID: "boot-a", Reason: "a test"}); err == nil {
+				t.Errorf("taken: %+v", got)
+			}
+		})
 	}
 }
 

@@ -30,6 +30,8 @@ const (
 	// Addresses is how many addresses a reset request may name, and LoseMillis how long one may be lost at a time.
 	Addresses  = 16
 	LoseMillis = 120000
+	// ResetMillis bounds what is done for a reset request.
+	ResetMillis = 4000
 	// RestartMillis is how long the end of a kubelet's restart is waited for.
 	RestartMillis = 20000
 	// WindowMillis is in what time the kubelet is restarted once, where the request says nothing else; it may say between LeastWindowMillis and MostWindowMillis.
