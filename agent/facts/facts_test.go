@@ -10,8 +10,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -282,7 +284,7 @@ func TestAnAPIThatRefusesTheCallerAnswers(t *testing.T) {
 	}
 }
 
-// runtimeServer is a container runtime that is asked for nothing but its version.
+// runtimeServer is a container runtime that is asked for its version and its pods.
 type runtimeServer struct {
 	cri.UnimplementedRuntimeServiceServer
 	err error
@@ -360,5 +362,44 @@ func TestEachChangeIsToldOnceAndInOrder(t *testing.T) {
 	}
 	if len(kubelets) != 3 || kubelets[1] != wire.Alive || kubelets[2] != wire.Dead {
 		t.Fatalf("the kubelet was told to be %q", kubelets)
+	}
+}
+
+// pods of a runtime; one of them has gone when it is looked at.
+func (r runtimeServer) ListPodSandbox(_ context.Context, request *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
+	if request.GetFilter().GetState().GetState() != cri.PodSandboxState_SANDBOX_READY {
+		return nil, status.Error(codes.InvalidArgument, "dead pods have no addresses")
+	}
+	return &cri.ListPodSandboxResponse{Items: []*cri.PodSandbox{{Id: "two"}, {Id: "gone"}, {Id: "host"}}}, r.err
+}
+
+func (r runtimeServer) PodSandboxStatus(_ context.Context, request *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
+	network := map[string]*cri.PodSandboxNetworkStatus{
+		"two":  {Ip: "10.1.0.2", AdditionalIps: []*cri.PodIP{{Ip: "fd01::2"}}},
+		"host": {},
+	}[request.GetPodSandboxId()]
+	if network == nil {
+		return nil, status.Error(codes.NotFound, "it ended")
+	}
+	return &cri.PodSandboxStatusResponse{Status: &cri.PodSandboxStatus{Network: network}}, nil
+}
+
+func TestTheAddressesOfPods(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "cri.sock")
+	if pods, err := Pods(t.Context(), socket); err == nil {
+		t.Errorf("without a runtime: %v", pods)
+	}
+	serveCRI(t, socket, nil)
+	want := []netip.Addr{netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("fd01::2")}
+	if pods, err := Pods(t.Context(), socket); err != nil || !slices.Equal(pods, want) {
+		t.Errorf("%v, %v", pods, err)
+	}
+}
+
+func TestARuntimeThatDoesNotSayItsPods(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "cri.sock")
+	serveCRI(t, socket, status.Error(codes.Unknown, "server is not initialized yet"))
+	if pods, err := Pods(t.Context(), socket); err == nil || len(pods) != 0 {
+		t.Errorf("%v, %v", pods, err)
 	}
 }

@@ -29,6 +29,7 @@ import (
 	"github.com/holdfast-dev/holdfast/agent/facts"
 	"github.com/holdfast-dev/holdfast/agent/gossip"
 	"github.com/holdfast-dev/holdfast/agent/identity"
+	"github.com/holdfast-dev/holdfast/agent/unit"
 	"github.com/holdfast-dev/holdfast/agent/wire"
 )
 
@@ -49,6 +50,9 @@ type options struct {
 	runtime    string
 	api        string
 	apiCA      string
+	resets     bool
+	restart    string
+	bus        string
 }
 
 func main() {
@@ -66,6 +70,9 @@ func main() {
 	flag.StringVar(&o.runtime, "runtime", facts.RuntimeSocket, "socket of the container runtime")
 	flag.StringVar(&o.api, "api", "", "URL at which the API server answers, as https://10.0.0.1:6443/readyz; empty: it is not asked")
 	flag.StringVar(&o.apiCA, "api-ca", "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt", "file with the authority of the API server's certificate")
+	flag.BoolVar(&o.resets, "reset-connections", false, "reset TCP connections to addresses that the manager says are lost; needs CAP_NET_ADMIN, CAP_NET_RAW and the runtime's socket")
+	flag.StringVar(&o.restart, "kubelet-restart", "", "what restarts the kubelet when the manager asks for it: systemd, or systemd:UNIT; empty: nothing does")
+	flag.StringVar(&o.bus, "system-bus", unit.Socket, "socket of the system's D-Bus, for --kubelet-restart")
 	flag.Parse()
 	if err := run(o); err != nil {
 		fmt.Fprintln(os.Stderr, "witness:", err)
@@ -153,11 +160,17 @@ func run(o options) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("--port: %w", err), member.Close())
 	}
+	hands, let, err := o.hands()
+	if err != nil {
+		return errors.Join(err, listener.Close(), member.Close())
+	}
+	served := api.New(member, who, log.WithName("api"))
+	served.Equip(hands)
 	tasks, life := errgroup.WithContext(life)
 	tasks.Go(func() error { local.Run(life); return nil })
-	tasks.Go(func() error { return api.New(member, who, log.WithName("api")).Serve(life, listener) })
+	tasks.Go(func() error { return served.Serve(life, listener) })
 	err = tasks.Wait()
 	last, done := context.WithTimeout(context.Background(), leaveFor)
 	defer done()
-	return errors.Join(err, untold, member.Leave(last))
+	return errors.Join(err, untold, let(), member.Leave(last))
 }
