@@ -35,6 +35,7 @@ func Run(configFile string) error {
 	if err != nil {
 		return err
 	}
+	h.supervisor.listenAsSystemd()
 	h.boot()
 	for {
 		conn, err := listener.Accept()

@@ -31,6 +31,7 @@ type running struct {
 	pid     int  // 0 while it is down
 	wanted  bool // false once somebody stopped or killed it, until somebody starts it
 	stopped bool // stop has sent SIGKILL, the end is still to be seen
+	killed  bool // somebody else's SIGKILL is why it is not wanted
 	changed chan struct{}
 }
 
@@ -160,7 +161,7 @@ func (s *supervisor) setEnded(r *running, killed bool) bool {
 	defer s.mu.Unlock()
 	r.pid = 0
 	if killed && r.StaysKilled && !r.stopped {
-		r.wanted = false
+		r.wanted, r.killed = false, true
 	}
 	r.stopped = false
 	return r.wanted
@@ -174,7 +175,7 @@ func (s *supervisor) start(name string) error {
 	if !found {
 		return fmt.Errorf("this host has no service %q", name)
 	}
-	r.wanted = true
+	r.wanted, r.killed = true, false
 	select {
 	case r.changed <- struct{}{}:
 	default:
@@ -190,7 +191,7 @@ func (s *supervisor) stop(name string) error {
 	if !found {
 		return fmt.Errorf("this host has no service %q", name)
 	}
-	r.wanted = false
+	r.wanted, r.killed = false, false
 	if r.pid > 0 {
 		r.stopped = true
 		// Only reap, which needs the same lock, frees the pid for another process.

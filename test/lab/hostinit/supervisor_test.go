@@ -5,12 +5,16 @@ package hostinit
 
 import (
 	"context"
+	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/holdfast-dev/holdfast/agent/unit"
+	"github.com/holdfast-dev/holdfast/agent/unit/fake"
 	"github.com/holdfast-dev/holdfast/test/lab/await"
 )
 
@@ -98,6 +102,42 @@ func TestSupervisor(t *testing.T) {
 			}
 		}
 		pid(Kubelet, first)
+	})
+	t.Run("an agent restarts the kubelet as it does with systemd", func(t *testing.T) {
+		socket := filepath.Join(t.TempDir(), "bus")
+		l, err := net.Listen("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go func() { _ = fake.Serve(l, systemd{s}) }() // it ends with the listener
+		u, err := unit.New("kubelet.service", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		restart := func(before int) int {
+			t.Helper()
+			if done, err := u.Restart(t.Context()); err != nil || !done {
+				t.Fatalf("done %v, %v", done, err)
+			}
+			return pid(Kubelet, before)
+		}
+		first := pid(Kubelet, 0)
+		second := restart(first)
+		kill(second, syscall.SIGKILL)
+		down(Kubelet)
+		restart(second)
+		if err := s.stop(Kubelet); err != nil {
+			t.Fatal(err)
+		}
+		down(Kubelet)
+		if done, err := u.Restart(t.Context()); done || !errors.Is(err, unit.ErrStopped) {
+			t.Errorf("one that was stopped: done %v, %v", done, err)
+		}
+		if err := s.start(Kubelet); err != nil {
+			t.Fatal(err)
+		}
+		pid(Kubelet, 0)
 	})
 	t.Run("a service that does not exist is named", func(t *testing.T) {
 		if err := s.start("docker"); err == nil {
