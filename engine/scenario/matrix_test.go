@@ -8,11 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
-
-// planes are the columns of test/scenario/matrix.csv.
-var planes = []string{"kubelet", "runtime", "agent", "app", "api", "peer", "storage", "bmc"}
 
 // strike says what happens when a plane is dead, or cannot be read. What the device says is in bmc.
 var strike = map[string][]string{
@@ -28,50 +24,38 @@ var strike = map[string][]string{
 // order is that in which they strike: a kubelet that is dead or cut off says nothing of its runtime any more.
 var order = []string{"kubelet", "api", "runtime", "agent", "app", "peer", "storage"}
 
-type state map[string]string
-
-func (s state) String() string {
-	var words []string
-	for _, p := range planes {
-		words = append(words, p+" "+s[p])
-	}
-	return strings.Join(words, ", ")
-}
-
-// powerLost is true where nothing of the host can be alive and its device reads Off.
-func (s state) powerLost() bool {
-	return s["bmc"] == "dead" && !slices.ContainsFunc([]string{"kubelet", "runtime", "agent", "app"}, func(p string) bool { return s[p] == "alive" })
-}
-
 // TestMatrix walks every combination of what may be alive, dead or unreadable from a host that is well to the deadline, with Holdfast acting, and compares
 // the verdict that stands then with a table that was written without the rules. Nothing that may write is released, but where the table says that this is a limit.
 func TestMatrix(t *testing.T) {
 	rows := matrix(t)
 	used, failures := map[int]bool{}, 0
-	every(planes, state{}, func(s state) {
-		row, ok := find(t, rows, s)
-		if !ok || failures > 30 {
+	every(Planes, State{}, func(s State) {
+		row, err := rows.Expect(s)
+		if err != nil {
+			t.Error(err)
+		}
+		if err != nil || failures > 30 {
 			return
 		}
-		used[row.line] = true
+		used[row.Line] = true
 		w := struck(t, s)
-		story := w.Run(row.by, func(Round) bool { return false })
+		story := w.Run(row.By, func(Round) bool { return false })
 		got := w.Plan().Found
 		broken := strings.Contains(story, "BROKEN")
-		if allowed := strings.Split(row.verdicts, "|"); !slices.Contains(allowed, got.Class.String()) || (broken && !strings.HasPrefix(row.because, "A limit")) {
+		if !slices.Contains(row.Verdicts, got.Class.String()) || (broken && !row.Limit()) {
 			failures++
-			t.Errorf("%s: after %s it is %s by %s (%s), want %s (line %d)\n%s", s, row.by, got.Class, got.Rule(), got.Findings[0].Because, row.verdicts, row.line, story)
+			t.Errorf("%s: after %s it is %s by %s (%s), want %v (line %d)\n%s", s, row.By, got.Class, got.Rule(), got.Findings[0].Because, row.Verdicts, row.Line, story)
 		}
 	})
 	for _, row := range rows {
-		if !used[row.line] {
-			t.Errorf("matrix.csv:%d matches nothing", row.line)
+		if !used[row.Line] {
+			t.Errorf("matrix.csv:%d matches nothing", row.Line)
 		}
 	}
 }
 
 // struck is the world just after the fault.
-func struck(t *testing.T, s state) *World {
+func struck(t *testing.T, s State) *World {
 	t.Helper()
 	w := NewWorld("node-3", "b1")
 	w.AddPod("db-0", "csi.example.org")
@@ -85,7 +69,7 @@ func struck(t *testing.T, s state) *World {
 	switch {
 	case s["bmc"] == "unreadable":
 		sentences = append(sentences, "device ipmi says Unreadable")
-	case s.powerLost():
+	case s.PowerLost():
 		sentences = append(sentences, "host loses power")
 	case s["bmc"] == "dead":
 		sentences = append(sentences, "device ipmi says Off", "device ipmi ignores commands")
@@ -98,63 +82,20 @@ func struck(t *testing.T, s state) *World {
 	return w
 }
 
-type expected struct {
-	line              int
-	cells             []string
-	verdicts, because string
-	by                time.Duration
-}
-
-func matrix(t *testing.T) []expected {
+func matrix(t *testing.T) Matrix {
 	t.Helper()
 	text, err := os.ReadFile("../../test/scenario/matrix.csv")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var rows []expected
-	for n, line := range strings.Split(string(text), "\n") {
-		if line == "" || strings.HasPrefix(line, "#") {
-			continue
-		}
-		cells := strings.SplitN(line, ",", len(planes)+3)
-		for i := range cells {
-			cells[i] = strings.TrimSpace(cells[i])
-		}
-		if len(cells) != len(planes)+3 {
-			t.Fatalf("matrix.csv:%d: %d cells are wanted", n+1, len(planes)+3)
-		}
-		row := expected{line: n + 1, cells: cells[:len(planes)], verdicts: cells[len(planes)], because: cells[len(planes)+2]}
-		if row.by, err = time.ParseDuration(cells[len(planes)+1]); err != nil {
-			t.Fatalf("matrix.csv:%d: %v", n+1, err)
-		}
-		rows = append(rows, row)
+	rows, err := ParseMatrix(string(text))
+	if err != nil {
+		t.Fatalf("matrix.csv: %v", err)
 	}
 	return rows
 }
 
-// find wants exactly one row for a combination.
-func find(t *testing.T, rows []expected, s state) (found expected, ok bool) {
-	t.Helper()
-	for _, row := range rows {
-		fits := true
-		for i, cell := range row.cells {
-			fits = fits && (cell == "*" || slices.Contains(strings.Split(cell, "|"), s[planes[i]]))
-		}
-		if fits && ok {
-			t.Errorf("%s: lines %d and %d of matrix.csv match", s, found.line, row.line)
-			return found, false
-		}
-		if fits {
-			found, ok = row, true
-		}
-	}
-	if !ok {
-		t.Errorf("%s: no line of matrix.csv matches", s)
-	}
-	return found, ok
-}
-
-func every(left []string, s state, do func(state)) {
+func every(left []string, s State, do func(State)) {
 	if len(left) == 0 {
 		do(s)
 		return

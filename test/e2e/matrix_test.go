@@ -4,15 +4,8 @@
 package e2e
 
 import (
-	"bytes"
-	"encoding/csv"
-	"errors"
 	"flag"
-	"fmt"
-	"io/fs"
 	"math/rand/v2"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -22,6 +15,7 @@ import (
 	"time"
 
 	"github.com/holdfast-dev/holdfast/test/lab"
+	"github.com/holdfast-dev/holdfast/test/results"
 )
 
 // The numbered cases are played in two ways: a fast slice of them with every test run, on a lab of fast timings; and all of them, by `make e2e`, with the
@@ -52,7 +46,7 @@ func playCase(t *testing.T, number int, variants ...variant) {
 			t.Run(v.name, v.play)
 			continue
 		}
-		r := results{number: number, variant: v.name}
+		r := record{number: number, variant: v.name}
 		if done, err := r.passed(); err != nil {
 			t.Fatal(err)
 		} else if done {
@@ -61,7 +55,7 @@ func playCase(t *testing.T, number int, variants ...variant) {
 		}
 		begin := time.Now()
 		ok := t.Run(v.name, v.play)
-		if err := r.record(ok, time.Since(begin)); err != nil {
+		if err := r.append(ok, time.Since(begin)); err != nil {
 			t.Error(err)
 		}
 	}
@@ -112,69 +106,37 @@ func (s *scene) phase() {
 	}
 }
 
-// results is what a variant leaves behind in the table of results.
-type results struct {
+// record is what a variant leaves behind in the table of results.
+type record struct {
 	number  int
 	variant string
 }
 
 var header = append([]string{"commit", "seed", "case", "variant", "timings", "outcome", "took"}, columns...)
 
-func (results) path() string { return filepath.Join("..", "..", "docs", "results", "e2e", "rows.csv") }
+func (record) path() string { return filepath.Join("..", "..", "docs", "results", "e2e", "rows.csv") }
 
-// commit is the last one that changed anything but results, as this process began; "-dirty" says that the checkout differs from it.
-var commit = sync.OnceValues(func() (string, error) {
-	but := []string{"--", "../..", ":!../../docs/results"}
-	hash, err := git(append([]string{"log", "-1", "--format=%h", "--abbrev=12"}, but...)...)
-	if err != nil {
-		return "", err
-	}
-	changed, err := git(append([]string{"status", "--porcelain"}, but...)...)
-	if changed != "" {
-		hash += "-dirty"
-	}
-	return hash, err
-})
-
-func git(args ...string) (string, error) {
-	var errs bytes.Buffer
-	cmd := exec.Command("git", args...)
-	cmd.Stderr = &errs
-	out, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("git %s: %w: %s", strings.Join(args, " "), err, errs.String())
-	}
-	return strings.TrimSpace(string(out)), nil
-}
+// commit of the checkout, as this process began.
+var commit = sync.OnceValues(func() (string, error) { return results.Commit(filepath.Join("..", "..")) })
 
 // passed reports whether the table has a row for this very commit, seed and variant that passed.
-func (r results) passed() (bool, error) {
+func (r record) passed() (bool, error) {
 	key, err := r.key()
 	if err != nil {
 		return false, err
 	}
-	text, err := os.ReadFile(r.path())
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	lines, err := csv.NewReader(bytes.NewReader(text)).ReadAll()
-	if err != nil {
-		return false, fmt.Errorf("%s: %w", r.path(), err)
-	}
+	lines, err := results.Read(r.path())
 	want := append(key, "passed")
-	return slices.ContainsFunc(lines, func(line []string) bool { return slices.Equal(line[:len(want)], want) }), nil
+	return slices.ContainsFunc(lines, func(line []string) bool { return slices.Equal(line[:len(want)], want) }), err
 }
 
-func (r results) key() ([]string, error) {
+func (r record) key() ([]string, error) {
 	hash, err := commit()
 	return []string{hash, strconv.FormatUint(*seed, 10), strconv.Itoa(r.number), r.variant, string(timings())}, err
 }
 
-// record appends the row, with the times that the scene played last has measured.
-func (r results) record(passed bool, took time.Duration) error {
+// append adds the row, with the times that the scene played last has measured.
+func (r record) append(passed bool, took time.Duration) error {
 	line, err := r.key()
 	if err != nil {
 		return err
@@ -188,20 +150,7 @@ func (r results) record(passed bool, took time.Duration) error {
 		}
 		line = append(line, seconds(d))
 	}
-	if err := os.MkdirAll(filepath.Dir(r.path()), 0o755); err != nil {
-		return err
-	}
-	file, err := os.OpenFile(r.path(), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	w := csv.NewWriter(file)
-	if at, err := file.Seek(0, 2); err == nil && at == 0 {
-		_ = w.Write(header) // the writer keeps its error
-	}
-	_ = w.Write(line)
-	w.Flush()
-	return errors.Join(w.Error(), file.Close())
+	return results.Append(r.path(), header, line)
 }
 
 func lastTimes() map[string]time.Duration {
