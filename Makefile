@@ -128,6 +128,10 @@ bench-failover: deps components ## Measure failover after a loss of power agains
 	@mkdir -p out && go build -trimpath -o out/bench ./test/bench
 	@$(alone) out/bench $(BENCHFLAGS)
 
+.PHONY: simulate
+simulate: ## Run up to a thousand agents in one process over a network that loses packets (a quiet machine; half an hour).
+	go run ./test/simulation $(SIMULATEFLAGS)
+
 .PHONY: lint
 lint: bin/golangci-lint ## Run the linters, the import law and the clock law among them.
 	bin/golangci-lint run ./...
