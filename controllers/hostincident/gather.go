@@ -87,6 +87,7 @@ func (r *Reconciler) gatherBut(ctx context.Context, host string, how depth, atte
 		r.gatherAttestations(ctx, w)
 		r.gatherPower(ctx, w) // last, so that a reading of Off is later than every reading of the Node (invariant I3)
 	}
+	w.seen.Witnesses = r.Witnesses.Of(host) // after what takes long: what they say is of the present for seconds only
 	w.seen.At = r.Clock.Instant()
 	return w
 }

@@ -36,8 +36,10 @@ type Reconciler struct {
 	// Sleepers are the devices that did not answer.
 	Sleepers *sight.Sleepers
 	Board    *sight.Board
-	API      *sight.API
-	Devices  *guard.Devices
+	// Witnesses are the agents; nil where there are none.
+	Witnesses *sight.Witnesses
+	API       *sight.API
+	Devices   *guard.Devices
 	// Bolt is called before a hold is armed: it keeps the records of holds from being deleted. Nil bolts nothing.
 	Bolt func(context.Context) error
 
@@ -59,15 +61,17 @@ type Reconciler struct {
 func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	w := r.gather(ctx, req.Name, fromCache)
 	if found := r.decide(w); !w.concerns(found) {
-		if w.doubted() {
-			// Asked from the first failed probe on, the port has answered or not when the application's own threshold is reached.
-			r.Board.WatchPort(req.Name, w.address)
+		if w.doubted() || (len(w.seen.Writers) > 0 && r.Witnesses.Doubted(req.Name)) {
+			// Asked from the first failed probe on, or from the first agent on that does not hear the host, the port has answered or not when the application's
+			// own threshold is reached, or when most agents have given the host up.
+			r.suspect(ctx, w)
 		} else {
 			r.Board.UnwatchPort(req.Name)
+			r.Witnesses.Trust(req.Name)
 		}
 		return r.again(w, plan.Make(found, w.seen, w.budget)), nil
 	}
-	r.Board.WatchPort(req.Name, w.address)
+	r.suspect(ctx, w)
 
 	w = r.gather(ctx, req.Name, live)
 	found := r.decide(w)
@@ -77,6 +81,13 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	}
 	err := r.act(ctx, w, found, todo)
 	return r.record(ctx, w, found, todo, err)
+}
+
+// suspect looks for the host from here, and has the vantage points look for it. These come first: where nothing answers us, their silence says that it is we who
+// are cut off, and so they must have been asked.
+func (r *Reconciler) suspect(ctx context.Context, w *world) {
+	r.Witnesses.Suspect(ctx, w.seen.Host.Node)
+	r.Board.WatchPort(w.seen.Host.Node, w.address)
 }
 
 // decide gives the verdict on what was seen. Where it finds this process blind, the watch over every host begins anew: hosts come back one by one when a

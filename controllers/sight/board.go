@@ -6,8 +6,10 @@ package sight
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -118,6 +120,19 @@ func (b *Board) Set(app string, targets []Target) {
 			delete(b.pods, uid)
 		}
 	}
+}
+
+// Targets returns the guarded pods on a host.
+func (b *Board) Targets(host string) []Target {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []Target
+	for _, uid := range slices.Sorted(maps.Keys(b.pods)) {
+		if t := b.pods[uid].target; t.Host == host {
+			out = append(out, t)
+		}
+	}
+	return out
 }
 
 func same(a, b Target) bool {

@@ -63,6 +63,11 @@ func questionOf(p v1alpha1.Probe, t Target) (wire.Question, error) {
 // askPort asks a kubelet's port: who answers, the kernel or a process?
 func askPort(ctx context.Context, dial Dial, ip string, port int32) evidence.Answer {
 	outcome, _ := probe.Ask(ctx, dial, wire.Question{Address: ip, Port: port, TLS: true})
+	return answerOf(outcome)
+}
+
+// answerOf is what the outcome of such a question says.
+func answerOf(outcome wire.Outcome) evidence.Answer {
 	switch outcome {
 	case wire.Answered:
 		return evidence.AnswerSpoke
