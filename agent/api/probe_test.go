@@ -36,7 +36,7 @@ func TestEachQuestionIsAnsweredInItsPlace(t *testing.T) {
 	together.Add(7)
 	meet := func() { together.Done(); together.Wait() }
 	r := newRig(t, func(s *Server) {
-		s.dial = func(_ context.Context, _, address string) (net.Conn, error) {
+		s.Dial = func(_ context.Context, _, address string) (net.Conn, error) {
 			meet()
 			switch address {
 			case "10.0.0.1:1":
@@ -162,7 +162,7 @@ func TestAFloodIsTurnedAwayAndTheServerLives(t *testing.T) {
 	asked, answer := make(chan struct{}, 100), make(chan struct{})
 	var before atomic.Int32
 	r := newRig(t, func(s *Server) {
-		s.dial = func(context.Context, string, string) (net.Conn, error) {
+		s.Dial = func(context.Context, string, string) (net.Conn, error) {
 			asked <- struct{}{}
 			if before.Add(1) <= probes {
 				<-answer
@@ -212,7 +212,7 @@ func TestAFloodIsTurnedAwayAndTheServerLives(t *testing.T) {
 func TestQuestionsEndWithTheirCaller(t *testing.T) {
 	asked, ended := make(chan struct{}), make(chan error)
 	r := newRig(t, func(s *Server) {
-		s.dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		s.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			asked <- struct{}{}
 			<-ctx.Done()
 			ended <- context.Cause(ctx)
@@ -238,7 +238,7 @@ func TestQuestionsEndWithTheirCaller(t *testing.T) {
 
 func TestQuestionsEndInTime(t *testing.T) {
 	r := newRig(t, func(s *Server) {
-		s.dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		s.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			until, ok := ctx.Deadline()
 			if left := time.Until(until); !ok || left > wire.ProbeMillis*time.Millisecond {
 				t.Errorf("a question may take %s", left)

@@ -137,7 +137,7 @@ func (s *Server) try(ctx context.Context, q wire.Question) wire.Answer {
 		answer.BootID, err = s.sight.Ping(ctx, q.Agent, q.Address)
 		answer.Outcome = probe.Outcome(err)
 	default:
-		answer.Outcome, err = probe.Ask(ctx, s.dial, q)
+		answer.Outcome, err = probe.Ask(ctx, s.Dial, q)
 	}
 	if err != nil {
 		answer.BootID, answer.Why = "", shorten(err.Error())

@@ -55,9 +55,11 @@ const (
 
 // Server answers the manager.
 type Server struct {
+	// Dial reaches what is asked about. It is not changed once the server serves.
+	Dial probe.Dial
+
 	sight    Sight
 	identity Identity
-	dial     probe.Dial
 	log      logr.Logger
 	refusals *refusals
 
@@ -71,7 +73,7 @@ type Server struct {
 // New returns a server that answers nobody until it serves.
 func New(sight Sight, who Identity, log logr.Logger) *Server {
 	return &Server{
-		sight: sight, identity: who, dial: (&net.Dialer{}).DialContext, log: log, now: time.Now, wait: wire.WaitMillis * time.Millisecond,
+		sight: sight, identity: who, Dial: (&net.Dialer{}).DialContext, log: log, now: time.Now, wait: wire.WaitMillis * time.Millisecond,
 		refusals: &refusals{log: log, now: time.Now, counts: map[Refusal]uint64{}, logged: map[Refusal]time.Time{}},
 		polls:    make(chan struct{}, polls), probes: make(chan struct{}, probes),
 		hands: hands{resets: make(chan struct{}, resets), restarts: make(chan struct{}, 1), deeds: map[Deed]uint64{}},

@@ -114,8 +114,8 @@ func newRig(t *testing.T, change func(*Server)) *rig {
 	r.server = New(r.sky, who, funcr.New(func(_, args string) { r.refused <- args }, funcr.Options{}))
 	at := time.Now()
 	r.server.refusals.now = func() time.Time { at = at.Add(logEvery); return at } // each refusal is logged
-	dial := r.server.dial
-	r.server.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+	dial := r.server.Dial
+	r.server.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 		r.dialled.Add(1)
 		return dial(ctx, network, address)
 	}
@@ -292,7 +292,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := newRig(t, func(s *Server) {
-				s.dial = func(context.Context, string, string) (net.Conn, error) {
+				s.Dial = func(context.Context, string, string) (net.Conn, error) {
 					if test.kind != "" {
 						t.Error("something was asked")
 					}

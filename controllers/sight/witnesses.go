@@ -339,6 +339,9 @@ func (w *Witnesses) worth(h Host, inZone map[string]int) int {
 	if v != nil && v.benched(w.clock.Instant()) {
 		worth -= 10000
 	}
+	if v != nil && v.stop == nil && !v.answeredOnce { // tried once: first come those that were not
+		worth -= 100
+	}
 	for node, by := range w.vantages {
 		if s := by.seen[h.Node]; s != nil && node != h.Node && by.answered && s.State == evidence.GossipAlive {
 			return worth + 1000

@@ -242,8 +242,8 @@ func setPolicy(w *World, a []string) error {
 	return nil
 }
 
-// say carries out one sentence.
-func (w *World) say(sentence string) error {
+// Say carries out one sentence.
+func (w *World) Say(sentence string) error {
 	given := strings.Fields(sentence)
 	for _, p := range phrases {
 		if args, ok := match(strings.Fields(p.words), given); ok {

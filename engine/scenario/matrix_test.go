@@ -75,7 +75,7 @@ func struck(t *testing.T, s State) *World {
 		sentences = append(sentences, "device ipmi says Off", "device ipmi ignores commands")
 	}
 	for _, sentence := range sentences {
-		if err := w.say(sentence); err != nil {
+		if err := w.Say(sentence); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -78,7 +78,7 @@ func (h *history) utter(sentence string) {
 		sentence = fmt.Sprintf("host boots as b%d", h.boots)
 	}
 	h.lines = append(h.lines, fmt.Sprintf("at %s %s", h.clock(), sentence))
-	if err := h.say(sentence); err != nil && !strings.HasPrefix(err.Error(), "no app") && !strings.HasPrefix(err.Error(), "no witness") {
+	if err := h.Say(sentence); err != nil && !strings.HasPrefix(err.Error(), "no app") && !strings.HasPrefix(err.Error(), "no witness") {
 		h.t.Fatalf("%v", err)
 	}
 }

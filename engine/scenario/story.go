@@ -103,7 +103,7 @@ func (s *story) line(line string) error {
 		if strings.TrimSpace(sentence) == "" {
 			continue
 		}
-		if err := s.world.say(sentence); err != nil {
+		if err := s.world.Say(sentence); err != nil {
 			return err
 		}
 	}
