@@ -23,10 +23,12 @@ func ms(d time.Duration) *int64 {
 
 // lies are what an agent with a good certificate may say, true or not, and well-formed or not.
 var lies = map[string]func(*wire.View){
-	"that the host is dead":                      func(v *wire.View) { v.Hosts[0].State, v.Hosts[0].HeardAge = wire.StateDead, ms(time.Hour) },
-	"that the host has been dead for ever":       func(v *wire.View) { v.Hosts[0].State, v.Hosts[0].StateAge, v.Hosts[0].HeardAge = wire.StateDead, math.MaxInt64, nil },
+	"that the host is dead": func(v *wire.View) { v.Hosts[0].State, v.Hosts[0].HeardAge = wire.StateDead, ms(time.Hour) },
+	"that the host has been dead for ever": func(v *wire.View) {
+		v.Hosts[0].State, v.Hosts[0].StateAge, v.Hosts[0].HeardAge = wire.StateDead, math.MaxInt64, nil
+	},
 	"that it is heard since before the big bang": func(v *wire.View) { v.Hosts[0].HeardAge = ms(math.MaxInt64) },
-	"an age that runs over":                      func(v *wire.View) { n := int64(math.MaxInt64/int64(time.Millisecond)) + 1; v.Hosts[0].HeardAge = &n },
+	"an age that runs over":                      func(v *wire.View) { n := math.MaxInt64/int64(time.Millisecond) + 1; v.Hosts[0].HeardAge = &n },
 	"that it is in another boot":                 func(v *wire.View) { v.Hosts[0].BootID = "b2" },
 	"a boot ID without end":                      func(v *wire.View) { v.Hosts[0].BootID = strings.Repeat("b", 1<<20) },
 	"a state that nobody knows":                  func(v *wire.View) { v.Hosts[0].State = "Undead" },
