@@ -226,7 +226,7 @@ func TestMoreResetsThanThatAreTurnedAway(t *testing.T) {
 func TestALostAddressIsNoVantagePointsWord(t *testing.T) {
 	f := &fakeTable{}
 	r := newRig(t, withTable(f))
-	r.server.dial = func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
+	r.server.Dial = func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
 	r.must(r.manager(), http.MethodPost, wire.PathReset, `{"lost":["10.2.0.2"],"forMillis":60000}`, http.StatusOK)
 	ask := questions(t, wire.Question{Name: "lost", Address: "10.2.0.2", Port: 1}, wire.Question{Name: "lost, as IPv6", Address: "::ffff:10.2.0.2", Port: 1},
 		wire.Question{Name: "another", Address: "10.2.0.3", Port: 1})
