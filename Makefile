@@ -3,6 +3,7 @@
 
 VERSION ?= 0.1.0
 IMG ?= holdfast.dev/manager:dev
+WITNESS_IMG ?= holdfast.dev/witness:dev
 # What a test run may take beyond what is written here, such as TESTFLAGS='-run TestDefaults -v'.
 TESTFLAGS ?=
 # What the demo may be told, such as DEMOFLAGS=--keep.
@@ -47,10 +48,12 @@ demo: deps ## Watch both scenes on a lab of three hosts (root; 20 minutes the fi
 	@go run ./test/demo $(DEMOFLAGS)
 
 .PHONY: image
-image: ## Build the manager's image as out/manager.tar, without a registry or a base image.
+image: ## Build the images of manager and agents as out/manager.tar and out/witness.tar, without a registry or a base image.
 	@mkdir -p out/image
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o out/image/manager ./cmd/manager
 	go run ./hack/mkimage/cmd/mkimage -o out/manager.tar -t $(IMG) -entrypoint /manager -user 65532:65532 out/image/manager:/manager:0755
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o out/image/witness ./cmd/witness
+	go run ./hack/mkimage/cmd/mkimage -o out/witness.tar -t $(WITNESS_IMG) -entrypoint /witness out/image/witness:/witness:0755
 
 .PHONY: install-yaml
 install-yaml: bin/kustomize ## Write out/install.yaml: everything that kubectl apply needs.

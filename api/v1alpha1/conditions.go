@@ -35,6 +35,9 @@ const (
 // ConditionPoliciesEffective of the GuardConfig: the admission policies were tried by a canary, and refused what they must.
 const ConditionPoliciesEffective = "PoliciesEffective"
 
+// ConditionWitnessesReady of the GuardConfig: an agent runs on every host, as the GuardConfig asks.
+const ConditionWitnessesReady = "WitnessesReady"
+
 // ConditionLetIn of a pod: whether it may pass Holdfast's gate. While it is False, its message says for what the pod waits.
 const ConditionLetIn = "guard.holdfast.dev/LetIn"
 
@@ -105,4 +108,11 @@ const (
 	ReasonHostUnlisted     = "HostUnlisted"
 	ReasonNodeMissing      = "NodeMissing"
 	ReasonDeviceReady      = "DeviceReady"
+
+	ReasonWitnessesReady    = "AgentsReady"
+	ReasonWitnessesUnready  = "AgentsUnready"
+	ReasonWitnessesFailing  = "AgentsFailing"
+	ReasonWitnessesDisabled = "Disabled"
+	ReasonRollingOut        = "RollingOut"
+	ReasonNamespaceMissing  = "NamespaceMissing"
 )

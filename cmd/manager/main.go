@@ -14,8 +14,11 @@ import (
 	"github.com/go-logr/zapr"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
@@ -30,7 +33,9 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 
 	"github.com/holdfast-dev/holdfast/admission"
+	"github.com/holdfast-dev/holdfast/agent/wire"
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/controllers/certificate"
 	"github.com/holdfast-dev/holdfast/controllers/fencingprofile"
 	"github.com/holdfast-dev/holdfast/controllers/guard"
 	"github.com/holdfast-dev/holdfast/controllers/guardconfig"
@@ -38,6 +43,8 @@ import (
 	"github.com/holdfast-dev/holdfast/controllers/hostincident"
 	"github.com/holdfast-dev/holdfast/controllers/pod"
 	"github.com/holdfast-dev/holdfast/controllers/sight"
+	"github.com/holdfast-dev/holdfast/controllers/witness"
+	"github.com/holdfast-dev/holdfast/controllers/witness/manifest"
 	"github.com/holdfast-dev/holdfast/fencing"
 	"github.com/holdfast-dev/holdfast/fencing/ipmi"
 )
@@ -66,6 +73,7 @@ type options struct {
 	namespace   string
 	name        string
 	host        string
+	witness     string
 }
 
 func main() {
@@ -78,6 +86,7 @@ func main() {
 	flag.StringVar(&o.namespace, "namespace", envOr("POD_NAMESPACE", admission.DefaultNamespace), "namespace of Holdfast and of the Secrets of fence devices")
 	flag.StringVar(&o.name, "name", envOr("POD_NAME", "manager"), "name of this replica, for the journal")
 	flag.StringVar(&o.host, "host", os.Getenv("NODE_NAME"), "Node that this replica runs on")
+	flag.StringVar(&o.witness, "witness-image", envOr("RELATED_IMAGE_WITNESS", "holdfast.dev/witness:dev"), "image of the witness agents that the GuardConfig asks for")
 	flag.Parse()
 	if err := run(o); err != nil {
 		fmt.Fprintln(os.Stderr, "manager:", err)
@@ -177,6 +186,8 @@ func managerOptions(o options, scheme *runtime.Scheme) ctrl.Options {
 		LeaderElectionReleaseOnCancel: true,
 		Cache: cache.Options{ByObject: map[client.Object]cache.ByObject{
 			&coordinationv1.Lease{}: {Namespaces: map[string]cache.Config{corev1.NamespaceNodeLease: {}}},
+			// Of certificate requests, only those for our signer.
+			&certificatesv1.CertificateSigningRequest{}: {Field: fields.OneTermEqualSelector("spec.signerName", wire.Signer)},
 		}},
 	}
 }
@@ -236,6 +247,24 @@ func assemble(mgr ctrl.Manager, o options, config *rest.Config) error {
 	if err != nil {
 		return err
 	}
-	return (&guardconfig.Reconciler{Client: mgr.GetClient(), Direct: direct, Clock: watch, Self: self, Bolt: bolt,
-		Identity: admission.Identity{Namespace: o.namespace}, Servers: servers}).SetupWithManager(mgr)
+	if err := (&guardconfig.Reconciler{Client: mgr.GetClient(), Direct: direct, Clock: watch, Self: self, Bolt: bolt,
+		Identity: admission.Identity{Namespace: o.namespace}, Servers: servers}).SetupWithManager(mgr); err != nil {
+		return err
+	}
+	return witnesses(mgr, o, people, watch)
+}
+
+// witnesses builds what keeps the agents and certifies them. Both rest while the GuardConfig asks for no agents.
+func witnesses(mgr ctrl.Manager, o options, people identities, watch *sight.Clock) error {
+	signer, err := people.as("holdfast-authority", "")
+	if err != nil {
+		return err
+	}
+	authority := &certificate.Authority{Client: signer, Clock: watch, Secret: types.NamespacedName{Namespace: o.namespace, Name: manifest.Authority}}
+	requests := &certificate.Reconciler{Client: mgr.GetClient(), Signer: signer, Clock: watch, Authority: authority,
+		Agent: types.NamespacedName{Namespace: manifest.Namespace, Name: manifest.Name}}
+	if err := requests.SetupWithManager(mgr); err != nil {
+		return err
+	}
+	return (&witness.Reconciler{Client: mgr.GetClient(), Direct: people.direct, Secrets: signer, Clock: watch, Authority: authority, Image: o.witness}).SetupWithManager(mgr)
 }

@@ -14,8 +14,8 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,7 +28,6 @@ import (
 	"github.com/holdfast-dev/holdfast/agent/api"
 	"github.com/holdfast-dev/holdfast/agent/facts"
 	"github.com/holdfast-dev/holdfast/agent/gossip"
-	"github.com/holdfast-dev/holdfast/agent/identity"
 	"github.com/holdfast-dev/holdfast/agent/unit"
 	"github.com/holdfast-dev/holdfast/agent/wire"
 )
@@ -44,6 +43,8 @@ type options struct {
 	keys       string
 	seeds      string
 	identity   string
+	authority  string
+	health     string
 	bootID     string
 	systemUUID string
 	kubelet    string
@@ -63,12 +64,14 @@ func main() {
 	flag.IntVar(&o.port, "port", wire.Port, "TCP port of the agent's API")
 	flag.StringVar(&o.keys, "keys", "/etc/holdfast/gossip", "directory with the keys of the gossip")
 	flag.StringVar(&o.seeds, "seeds", "/etc/holdfast/seeds", "file with the addresses of other agents to begin with")
-	flag.StringVar(&o.identity, "identity", "/var/run/holdfast", "directory with tls.crt, tls.key and ca.crt")
+	flag.StringVar(&o.identity, "identity", "/var/run/holdfast", "directory with tls.crt, tls.key and ca.crt; with --authority, where the certificate that was asked for is kept")
+	flag.StringVar(&o.authority, "authority", "", "file with the authority of the witnesses; with it the agent asks the API server of its cluster for its certificate")
+	flag.StringVar(&o.health, "health", "", "address of /healthz and /readyz for the kubelet, as 127.0.0.1:7947; empty: none")
 	flag.StringVar(&o.bootID, "boot-id-file", facts.BootIDPath, "file with the boot ID of this host")
 	flag.StringVar(&o.systemUUID, "system-uuid-file", facts.SystemUUIDPath, "file with the system UUID of this host; it need not be there")
 	flag.StringVar(&o.kubelet, "kubelet", facts.KubeletURL, "where the kubelet says that it is well")
 	flag.StringVar(&o.runtime, "runtime", facts.RuntimeSocket, "socket of the container runtime")
-	flag.StringVar(&o.api, "api", "", "URL at which the API server answers, as https://10.0.0.1:6443/readyz; empty: it is not asked")
+	flag.StringVar(&o.api, "api", "", "URL at which the API server answers, as https://10.0.0.1:6443/readyz; empty: that of the cluster with --authority, and none without")
 	flag.StringVar(&o.apiCA, "api-ca", "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt", "file with the authority of the API server's certificate")
 	flag.BoolVar(&o.resets, "reset-connections", false, "reset TCP connections to addresses that the manager says are lost; needs CAP_NET_ADMIN, CAP_NET_RAW and the runtime's socket")
 	flag.StringVar(&o.restart, "kubelet-restart", "", "what restarts the kubelet when the manager asks for it: systemd, or systemd:UNIT; empty: nothing does")
@@ -128,10 +131,9 @@ func run(o options) error {
 	}
 	ctx, quit := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer quit()
-	who, err := identity.Open(identity.Files{Certificate: filepath.Join(o.identity, "tls.crt"), Key: filepath.Join(o.identity, "tls.key"),
-		Authorities: filepath.Join(o.identity, "ca.crt")})
+	self, err := o.self(log)
 	if err != nil {
-		return fmt.Errorf("--identity: %w", err)
+		return err
 	}
 	server, err := o.server()
 	if err != nil {
@@ -156,21 +158,49 @@ func run(o options) error {
 	if err != nil {
 		return err
 	}
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(o.address, strconv.Itoa(o.port)))
-	if err != nil {
-		return errors.Join(fmt.Errorf("--port: %w", err), member.Close())
-	}
 	hands, let, err := o.hands()
 	if err != nil {
-		return errors.Join(err, listener.Close(), member.Close())
+		return errors.Join(err, member.Close())
 	}
-	served := api.New(member, who, log.WithName("api"))
-	served.Equip(hands)
+	agent := &agent{options: o, self: self, hands: hands, member: member, log: log}
 	tasks, life := errgroup.WithContext(life)
 	tasks.Go(func() error { local.Run(life); return nil })
-	tasks.Go(func() error { return served.Serve(life, listener) })
+	tasks.Go(func() error { return agent.answer(life) })
+	tasks.Go(func() error { return agent.tellHealth(life) })
 	err = tasks.Wait()
 	last, done := context.WithTimeout(context.Background(), leaveFor)
 	defer done()
 	return errors.Join(err, untold, let(), member.Leave(last))
+}
+
+// agent is what answers; gossip and facts go on without it.
+type agent struct {
+	options
+	self    self
+	hands   api.Hands
+	member  *gossip.Member
+	log     logr.Logger
+	answers atomic.Bool
+}
+
+// answer answers the manager from when the agent has a certificate until ctx ends.
+func (a *agent) answer(ctx context.Context) error {
+	who, err := a.self.identity(ctx)
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(a.address, strconv.Itoa(a.port)))
+	if err != nil {
+		return fmt.Errorf("--port: %w", err)
+	}
+	served := api.New(a.member, who, a.log.WithName("api"))
+	served.Equip(a.hands)
+	a.answers.Store(true)
+	tasks, life := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return served.Serve(life, listener) })
+	tasks.Go(func() error { return a.self.keep(life) })
+	return tasks.Wait()
 }

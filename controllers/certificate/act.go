@@ -27,10 +27,10 @@ func (r *Reconciler) act(ctx context.Context, s *seen) error {
 		return nil
 	case s.refused != "":
 		s.says(certificatesv1.CertificateDenied, reasonRefused, s.refused, r.Clock.Now())
-		return r.Authority.SubResource("approval").Update(ctx, s.request)
+		return r.Signer.SubResource("approval").Update(ctx, s.request)
 	case !approved:
 		s.says(certificatesv1.CertificateApproved, reasonOwnName, "the agent on its own host, by its token", r.Clock.Now())
-		if err := r.Authority.SubResource("approval").Update(ctx, s.request); err != nil {
+		if err := r.Signer.SubResource("approval").Update(ctx, s.request); err != nil {
 			return err
 		}
 	}

@@ -23,6 +23,7 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	certificatesclient "k8s.io/client-go/kubernetes/typed/certificates/v1"
@@ -33,6 +34,7 @@ import (
 
 	"github.com/holdfast-dev/holdfast/agent/credential"
 	"github.com/holdfast-dev/holdfast/agent/wire"
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/controllers/certificate"
 	"github.com/holdfast-dev/holdfast/controllers/sight"
 	"github.com/holdfast-dev/holdfast/test/envtest"
@@ -60,6 +62,7 @@ func exists(t *testing.T, o client.Object) {
 // agents lets the service account be, with the right to ask, and pods of it on two Nodes.
 func agents(t *testing.T) {
 	t.Helper()
+	wanted(t, true)
 	exists(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: witness.Namespace}})
 	exists(t, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: witness.Namespace, Name: witness.Name}})
 	exists(t, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "witness"}, Rules: []rbacv1.PolicyRule{
@@ -71,6 +74,16 @@ func agents(t *testing.T) {
 		exists(t, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: witness.Namespace, Name: "witness-" + host}, Spec: corev1.PodSpec{
 			NodeName: host, ServiceAccountName: witness.Name, Containers: []corev1.Container{{Name: "witness", Image: "none"}}}})
 	}
+}
+
+// wanted sets whether there are to be agents.
+func wanted(t *testing.T, enabled bool) {
+	t.Helper()
+	config := &v1alpha1.GuardConfig{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.GuardConfigName}}
+	exists(t, config)
+	must(t, cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(config), config))
+	config.Spec.Witness.Enabled = enabled
+	must(t, cluster.Client.Update(t.Context(), config))
 }
 
 // on is a client with a token of the service account: of its pod on a host, or of no pod.
@@ -123,8 +136,9 @@ func ask(t *testing.T, as client.Client, uri string, change func(*certificatesv1
 func asIs(*certificatesv1.CertificateSigningRequest) {}
 
 func reconciler(secret string) *certificate.Reconciler {
-	return &certificate.Reconciler{Client: cluster.Client, Authority: cluster.Client, Clock: sight.NewClock(clock.RealClock{}),
-		Secret: types.NamespacedName{Namespace: "default", Name: secret}, Agent: witness}
+	now := sight.NewClock(clock.RealClock{})
+	return &certificate.Reconciler{Client: cluster.Client, Signer: cluster.Client, Clock: now, Agent: witness,
+		Authority: &certificate.Authority{Client: cluster.Client, Clock: now, Secret: types.NamespacedName{Namespace: "default", Name: secret}}}
 }
 
 // answer lets a request be answered, and returns it.
@@ -149,10 +163,10 @@ func condition(csr *certificatesv1.CertificateSigningRequest, kind certificatesv
 func verified(t *testing.T, r *certificate.Reconciler, text []byte) *x509.Certificate {
 	t.Helper()
 	var secret corev1.Secret
-	must(t, cluster.Client.Get(t.Context(), r.Secret, &secret))
+	must(t, cluster.Client.Get(t.Context(), r.Authority.Secret, &secret))
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(secret.Data[corev1.TLSCertKey]) {
-		t.Fatalf("Secret %s holds no authority", r.Secret)
+		t.Fatalf("Secret %s holds no authority", r.Authority.Secret)
 	}
 	b, _ := pem.Decode(text)
 	if b == nil {
@@ -240,6 +254,22 @@ func TestRequestsOfOtherSignersAreNotOurs(t *testing.T) {
 	if answer(t, reconciler("authority"), csr); len(csr.Status.Conditions)+len(csr.Status.Certificate) > 0 {
 		t.Errorf("it was answered: %+v", csr.Status)
 	}
+}
+
+func TestNothingIsIssuedWhereThereAreToBeNoAgents(t *testing.T) {
+	agents(t)
+	wanted(t, false)
+	r := reconciler("authority-unwanted")
+	good, _ := ask(t, on(t, "host-1"), wire.WitnessName("host-1"), asIs)
+	if answer(t, r, good); len(good.Status.Conditions)+len(good.Status.Certificate) > 0 {
+		t.Errorf("it was answered: %+v", good.Status)
+	}
+	var secret corev1.Secret
+	if err := cluster.Client.Get(t.Context(), r.Authority.Secret, &secret); !apierrors.IsNotFound(err) {
+		t.Errorf("an authority was made: %v", err)
+	}
+	wanted(t, true)
+	verified(t, r, answer(t, r, good).Status.Certificate)
 }
 
 func TestABrokenAuthorityIssuesNothingAndSaysWhatToDo(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/holdfast-dev/holdfast/agent/authority"
 	"github.com/holdfast-dev/holdfast/agent/wire"
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 )
 
 // seen is one request, and what may be made of it.
@@ -40,6 +41,13 @@ func (r *Reconciler) gather(ctx context.Context, name string) (*seen, error) {
 	if s.request.Spec.SignerName != wire.Signer || answered(s.request) {
 		return nil, nil
 	}
+	var config v1alpha1.GuardConfig
+	if err := r.Client.Get(ctx, types.NamespacedName{Name: v1alpha1.GuardConfigName}, &config); err != nil {
+		return nil, client.IgnoreNotFound(err)
+	}
+	if !config.Spec.Witness.Enabled {
+		return nil, nil
+	}
 	s.request = s.request.DeepCopy()
 	node, refused := r.node(s.request)
 	if refused != "" {
@@ -52,7 +60,7 @@ func (r *Reconciler) gather(ctx context.Context, name string) (*seen, error) {
 		return s, nil
 	}
 	s.name, s.key = wire.WitnessName(node), key
-	s.authority, err = r.keep(ctx)
+	s.authority, err = r.Authority.Keep(ctx)
 	return s, err
 }
 
@@ -86,26 +94,26 @@ func (r *Reconciler) node(csr *certificatesv1.CertificateSigningRequest) (node, 
 	return nodes[0], ""
 }
 
-// keep reads the authority, and makes it when there is none.
-func (r *Reconciler) keep(ctx context.Context) (*authority.Authority, error) {
+// Keep reads the authority, and makes it when there is none.
+func (k *Authority) Keep(ctx context.Context) (*authority.Authority, error) {
 	var secret corev1.Secret
-	err := r.Authority.Get(ctx, r.Secret, &secret)
+	err := k.Client.Get(ctx, k.Secret, &secret)
 	if apierrors.IsNotFound(err) {
-		return r.found(ctx)
+		return k.found(ctx)
 	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read the authority: %w", err)
 	}
 	a, err := authority.Parse(secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey])
 	if err != nil {
-		return nil, fmt.Errorf("the authority in Secret %s: %w; delete it to have a new authority made, and let the agents start anew", r.Secret, err)
+		return nil, fmt.Errorf("the authority in Secret %s: %w; delete it to have a new authority made, and let the agents start anew", k.Secret, err)
 	}
 	return a, nil
 }
 
 // found makes the authority. Of two that make one at the same time the first is kept.
-func (r *Reconciler) found(ctx context.Context) (*authority.Authority, error) {
-	a, err := authority.New(r.Clock.Now())
+func (k *Authority) found(ctx context.Context) (*authority.Authority, error) {
+	a, err := authority.New(k.Clock.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -114,14 +122,14 @@ func (r *Reconciler) found(ctx context.Context) (*authority.Authority, error) {
 		return nil, err
 	}
 	secret := &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Namespace: r.Secret.Namespace, Name: r.Secret.Name},
+		ObjectMeta: metav1.ObjectMeta{Namespace: k.Secret.Namespace, Name: k.Secret.Name},
 		Type:       corev1.SecretTypeTLS,
 		Data:       map[string][]byte{corev1.TLSCertKey: certificate, corev1.TLSPrivateKeyKey: key},
 	}
-	if err := r.Authority.Create(ctx, secret); apierrors.IsAlreadyExists(err) {
-		return r.keep(ctx)
+	if err := k.Client.Create(ctx, secret); apierrors.IsAlreadyExists(err) {
+		return k.Keep(ctx)
 	} else if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("make the authority: %w", err)
 	}
 	return a, nil
 }

@@ -18,17 +18,25 @@ import (
 
 // Reconciler answers one request.
 type Reconciler struct {
-	// Client reads requests; Authority, which is not cached, answers them and keeps the authority's Secret.
+	// Client reads requests and the GuardConfig; Signer, which is not cached, answers requests.
 	Client    client.Client
-	Authority client.Client
+	Signer    client.Client
 	Clock     *sight.Clock
-	// Secret holds the authority, as kubernetes.io/tls. It is made when it is missing.
-	Secret types.NamespacedName
+	Authority *Authority
 	// Agent is the service account of the agents.
 	Agent types.NamespacedName
 }
 
-// Reconcile answers one request, once.
+// Authority keeps the agents' authority in a Secret.
+type Authority struct {
+	// Client, which is not cached, reads and makes the Secret.
+	Client client.Client
+	Clock  *sight.Clock
+	// Secret holds the authority, as kubernetes.io/tls.
+	Secret types.NamespacedName
+}
+
+// Reconcile answers one request, once. Where the GuardConfig asks for no agents, nothing is answered.
 func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	seen, err := r.gather(ctx, req.Name)
 	if seen == nil || err != nil {

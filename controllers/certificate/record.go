@@ -14,5 +14,5 @@ func (r *Reconciler) record(ctx context.Context, s *seen) error {
 	if !answered(s.request) || has(s.request, certificatesv1.CertificateDenied) {
 		return nil
 	}
-	return r.Authority.Status().Update(ctx, s.request)
+	return r.Signer.Status().Update(ctx, s.request)
 }

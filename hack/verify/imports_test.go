@@ -67,9 +67,10 @@ var importLaw = []struct {
 	{"fencing", []string{"fencing"}},
 	{"admission", []string{"admission", "api"}},
 	{"agent/wire", []string{"agent/wire"}},
+	{"agent/keyring", []string{"agent/keyring"}},
 	{"agent/probe", []string{"agent/probe", "agent/wire"}},
 	{"agent", []string{"agent"}},
-	{"controllers", []string{"admission", "agent/authority$", "agent/probe$", "agent/wire$", "api", "controllers", "engine", "fencing$"}},
+	{"controllers", []string{"admission", "agent/authority$", "agent/keyring$", "agent/probe$", "agent/wire$", "api", "controllers", "engine", "fencing$"}},
 	{"cmd", []string{"admission", "agent", "api", "cmd", "controllers", "engine", "fencing$", "fencing/ipmi"}},
 }
 

@@ -21,6 +21,7 @@ import (
 	validator "github.com/operator-framework/api/pkg/validation/interfaces"
 	registry "github.com/operator-framework/operator-registry/pkg/lib/bundle"
 	"github.com/sirupsen/logrus"
+	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 )
 
@@ -208,6 +209,16 @@ func TestTheIconAndTheImageAreTheOnesOfTheSources(t *testing.T) {
 			t.Errorf("the Deployment runs %s, want %s", container, image)
 		}
 	}
+	agents := "holdfast.dev/witness:v" + csv.Spec.Version.String()
+	if len(csv.Spec.RelatedImages) != 1 || csv.Spec.RelatedImages[0].Image != agents {
+		t.Errorf("the related images are %+v, want %s", csv.Spec.RelatedImages, agents)
+	}
+	for _, deployment := range csv.Spec.InstallStrategy.StrategySpec.DeploymentSpecs {
+		env := deployment.Spec.Template.Spec.Containers[0].Env
+		if !slices.ContainsFunc(env, func(e corev1.EnvVar) bool { return e.Name == "RELATED_IMAGE_WITNESS" && e.Value == agents }) {
+			t.Errorf("the manager is not told that its agents' image is %s: %+v", agents, env)
+		}
+	}
 }
 
 func TestOLMMakesEveryIdentity(t *testing.T) {
@@ -216,12 +227,20 @@ func TestOLMMakesEveryIdentity(t *testing.T) {
 	for _, p := range csv.Spec.InstallStrategy.StrategySpec.Permissions {
 		roles[p.ServiceAccountName] += len(p.Rules)
 	}
-	for _, name := range []string{"holdfast-manager", "holdfast-fencer", "holdfast-canary"} {
+	for _, name := range []string{"holdfast-manager", "holdfast-fencer", "holdfast-canary", "holdfast-authority"} {
 		if roles[name] == 0 {
 			t.Errorf("%s has no rules in the install namespace", name)
 		}
 	}
 	for _, p := range csv.Spec.InstallStrategy.StrategySpec.ClusterPermissions {
+		if p.ServiceAccountName == "holdfast-authority" {
+			for _, rule := range p.Rules {
+				if !slices.Equal(rule.APIGroups, []string{"certificates.k8s.io"}) {
+					t.Errorf("the authority may in the whole cluster: %+v", rule)
+				}
+			}
+			continue
+		}
 		if p.ServiceAccountName != "holdfast-manager" {
 			t.Errorf("%s has rules in the whole cluster", p.ServiceAccountName)
 		}

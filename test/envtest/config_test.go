@@ -53,8 +53,8 @@ func TestTheInstallIsAcceptedAndItsPodsAreRestricted(t *testing.T) {
 }
 
 func TestIdentitiesAreSeparate(t *testing.T) {
-	apply(t, "manager", "rbac")
-	const own = "holdfast-system"
+	apply(t, "manager", "rbac", "witness")
+	const own, witnesses = "holdfast-system", "holdfast-witness"
 	tests := []access{
 		{"manager", "get", "", "secrets", own, "bmc", false},
 		{"manager", "list", "", "secrets", "", "", false},
@@ -81,6 +81,27 @@ func TestIdentitiesAreSeparate(t *testing.T) {
 		{"canary", "create", "", "pods/eviction", own, "canary", true},
 		{"canary", "delete", "", "pods", "shop", "db-0", false},
 		{"canary", "get", "", "secrets", own, "bmc", false},
+		{"manager", "create", "", "serviceaccounts/token", own, "holdfast-authority", true},
+		{"manager", "create", "", "namespaces", "", "holdfast-witness", false},
+		{"manager", "patch", "apps", "daemonsets", witnesses, "holdfast-witness", true},
+		{"manager", "create", "apps", "daemonsets", witnesses, "holdfast-witness", true},
+		{"manager", "create", "apps", "daemonsets", witnesses, "other", false},
+		{"manager", "patch", "apps", "daemonsets", "kube-system", "holdfast-witness", false},
+		{"manager", "get", "", "secrets", witnesses, "holdfast-witness-gossip", false},
+		{"manager", "approve", "certificates.k8s.io", "signers", "", "guard.holdfast.dev/witness", false},
+		{"manager", "update", "certificates.k8s.io", "certificatesigningrequests/approval", "", "r", false},
+		{"authority", "get", "", "secrets", own, "holdfast-witness-authority", true},
+		{"authority", "get", "", "secrets", own, "bmc", false},
+		{"authority", "list", "", "secrets", own, "", false},
+		{"authority", "update", "", "secrets", witnesses, "holdfast-witness-gossip", true},
+		{"authority", "get", "", "secrets", witnesses, "other", false},
+		{"authority", "sign", "certificates.k8s.io", "signers", "", "guard.holdfast.dev/witness", true},
+		{"authority", "sign", "certificates.k8s.io", "signers", "", "kubernetes.io/kube-apiserver-client", false},
+		{"authority", "create", "", "serviceaccounts/token", own, "holdfast-manager", false},
+		{witnesses + ":holdfast-witness", "create", "certificates.k8s.io", "certificatesigningrequests", "", "", true},
+		{witnesses + ":holdfast-witness", "list", "certificates.k8s.io", "certificatesigningrequests", "", "", false},
+		{witnesses + ":holdfast-witness", "get", "", "secrets", witnesses, "holdfast-witness-gossip", false},
+		{witnesses + ":holdfast-witness", "get", "", "nodes", "", "node-1", false},
 	}
 	// What is allowed first: the authorizer takes a moment to see new roles, and what is not allowed means something
 	// only once it has.
@@ -107,7 +128,7 @@ func TestIdentitiesAreSeparate(t *testing.T) {
 	}
 }
 
-// access is one question to the authorizer and the answer that it should give.
+// access is one question to the authorizer and the answer that it should give. Who is one of Holdfast's own, or an account with its namespace.
 type access struct {
 	who, verb, group, resource, namespace, name string
 	allowed                                     bool
@@ -115,8 +136,12 @@ type access struct {
 
 func (a access) ask(ctx context.Context) (bool, error) {
 	resource, subresource, _ := strings.Cut(a.resource, "/")
+	user := "holdfast-system:holdfast-" + a.who
+	if strings.Contains(a.who, ":") {
+		user = a.who
+	}
 	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
-		User: "system:serviceaccount:holdfast-system:holdfast-" + a.who,
+		User: "system:serviceaccount:" + user,
 		ResourceAttributes: &authorizationv1.ResourceAttributes{
 			Verb: a.verb, Group: a.group, Resource: resource, Subresource: subresource, Namespace: a.namespace, Name: a.name,
 		},

@@ -15,7 +15,7 @@ import (
 )
 
 // programs are paths of what was built for the stage.
-type programs struct{ manager, ledger, client, check string }
+type programs struct{ manager, witness, ledger, client, check string }
 
 // build compiles the programs into out/stage, where an equal one stays, and writes the images.
 func (s *Stage) build(ctx context.Context) error {
@@ -24,14 +24,18 @@ func (s *Stage) build(ctx context.Context) error {
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err
 	}
-	s.programs = programs{filepath.Join(out, "manager"), filepath.Join(out, "ledger"), filepath.Join(out, "ledger-client"), filepath.Join(out, "ledger-check")}
+	s.programs = programs{filepath.Join(out, "manager"), filepath.Join(out, "witness"), filepath.Join(out, "ledger"), filepath.Join(out, "ledger-client"), filepath.Join(out, "ledger-check")}
 	storage := filepath.Join(root, "test", "lab", "storage")
 	for _, b := range []struct{ dir, pkg, to string }{
 		{root, "./cmd/manager", s.programs.manager},
+		{root, "./cmd/witness", s.programs.witness},
 		{storage, "./cmd/ledger", s.programs.ledger},
 		{storage, "./cmd/ledger-client", s.programs.client},
 		{storage, "./cmd/ledger-check", s.programs.check},
 	} {
+		if b.to == s.programs.witness && !s.options.Witnesses {
+			continue
+		}
 		if err := compile(ctx, b.dir, b.pkg, b.to); err != nil {
 			return err
 		}
@@ -42,9 +46,14 @@ func (s *Stage) build(ctx context.Context) error {
 	}{
 		{"manager.tar", mkimage.Image{Reference: "holdfast.dev/manager:dev", Entrypoint: []string{"/manager"}, User: "65532:65532",
 			Files: []mkimage.File{{Source: s.programs.manager, Target: "/manager", Mode: 0o755}}}},
+		{"witness.tar", mkimage.Image{Reference: "holdfast.dev/witness:dev", Entrypoint: []string{"/witness"},
+			Files: []mkimage.File{{Source: s.programs.witness, Target: "/witness", Mode: 0o755}}}},
 		{"ledger.tar", mkimage.Image{Reference: "holdfast.dev/lab/ledger:dev", Entrypoint: []string{"/ledger"},
 			Files: []mkimage.File{{Source: s.programs.ledger, Target: "/ledger", Mode: 0o755}}}},
 	} {
+		if i.tar == "witness.tar" && !s.options.Witnesses {
+			continue
+		}
 		if err := i.image.WriteFile(filepath.Join(out, i.tar)); err != nil {
 			return err
 		}
@@ -64,8 +73,8 @@ func compile(ctx context.Context, dir, pkg, to string) error {
 
 // loadImages loads what the lab does not have yet, byte by byte.
 func (s *Stage) loadImages(ctx context.Context) error {
-	for _, name := range []string{"manager.tar", "ledger.tar"} {
-		if name == "manager.tar" && s.options.WithoutHoldfast {
+	for _, name := range []string{"manager.tar", "witness.tar", "ledger.tar"} {
+		if name == "manager.tar" && s.options.WithoutHoldfast || name == "witness.tar" && !s.options.Witnesses {
 			continue
 		}
 		tar := filepath.Join(s.Lab.Root(), "out", "stage", name)
@@ -80,6 +89,7 @@ func (s *Stage) loadImages(ctx context.Context) error {
 			return err
 		}
 		s.freshManager = s.freshManager || name == "manager.tar"
+		s.freshWitness = s.freshWitness || name == "witness.tar"
 	}
 	return nil
 }

@@ -52,6 +52,8 @@ type Options struct {
 	WithoutHoldfast bool
 	// DeadBMC stops every BMC once everything else stands.
 	DeadBMC bool
+	// Witnesses has an agent on every host.
+	Witnesses bool
 	// FenceBudget is how many Off commands per hour Holdfast may give. Default: Holdfast's own.
 	FenceBudget int32
 	// Progress gets a line per step. Default: nothing is told.
@@ -69,8 +71,8 @@ type Stage struct {
 	config   *rest.Config
 	options  Options
 	programs programs
-	// used says that the lab was up before, freshManager that its hosts have another manager's image since.
-	used, freshManager bool
+	// used says that the lab was up before, freshManager and freshWitness that its hosts have another manager's or agent's image since.
+	used, freshManager, freshWitness bool
 	playing            context.Context //nolint:containedctx // the life of the watches and of the client
 	stop               context.CancelFunc
 	running            sync.WaitGroup
@@ -95,6 +97,7 @@ func Raise(ctx context.Context, o Options) (*Stage, error) {
 		{"building the images", s.build},
 		{"loading the images into the hosts", s.loadImages},
 		{"installing Holdfast", s.installHoldfast},
+		{"placing the witness agents", s.placeWitnesses},
 		{"starting the ledger", s.startLedger},
 		{"guarding the ledger", s.guardLedger},
 		{"starting the ledger's client", func(ctx context.Context) error { return s.startClient(ctx) }},
@@ -129,6 +132,8 @@ func (s *Stage) plays(step string) bool {
 	switch step {
 	case "installing Holdfast", "guarding the ledger":
 		return !s.options.WithoutHoldfast
+	case "placing the witness agents":
+		return s.options.Witnesses && !s.options.WithoutHoldfast
 	case "stopping the BMCs":
 		return s.options.DeadBMC
 	default:

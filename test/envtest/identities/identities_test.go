@@ -11,6 +11,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -75,6 +76,8 @@ func TestTheManagerNeedsNoMoreThanItsRoles(t *testing.T) {
 	await(t, cluster, attachment, "the attachment to be labelled", func() bool { return attachment.Labels[v1alpha1.LabelGuardedVolume] != "" })
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}}
 	await(t, cluster, node, "the Node to be labelled", func() bool { return node.Labels[v1alpha1.LabelCarries] != "" })
+
+	agents(t, cluster)
 
 	for _, request := range refused(t, audit) {
 		t.Errorf("config/rbac does not grant what Holdfast asked for: %s", request)
@@ -286,7 +289,7 @@ func await(t *testing.T, cluster *envtest.Cluster, obj client.Object, what strin
 	}
 }
 
-// refused lists what the authorizer, and not a policy, refused Holdfast's identities.
+// refused lists what the authorizer, and not a policy, refused Holdfast's identities, the last time that they asked: it takes a moment to learn of a new role.
 func refused(t *testing.T, audit string) []string {
 	t.Helper()
 	file, err := os.Open(audit)
@@ -295,7 +298,7 @@ func refused(t *testing.T, audit string) []string {
 	}
 	defer func() { _ = file.Close() }() // it was only read
 	seen := map[string]bool{}
-	var list []string
+	last := map[string]string{}
 	lines := bufio.NewScanner(file)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -312,18 +315,18 @@ func refused(t *testing.T, audit string) []string {
 			continue
 		}
 		seen[event.User.Username] = true
-		if event.Annotations["authorization.k8s.io/decision"] == "forbid" {
-			list = append(list, fmt.Sprintf("%s by %s: %s", event.Verb, event.User.Username, event.RequestURI))
+		if decision := event.Annotations["authorization.k8s.io/decision"]; decision != "" {
+			last[fmt.Sprintf("%s by %s: %s", event.Verb, event.User.Username, event.RequestURI)] = decision
 		}
 	}
 	if err := lines.Err(); err != nil {
 		t.Fatal(err)
 	}
-	for _, who := range []string{"manager", "fencer", "canary"} {
+	for _, who := range []string{"manager", "fencer", "canary", "authority"} {
 		if !seen["system:serviceaccount:"+namespace+":holdfast-"+who] {
 			t.Errorf("the audit log shows nothing of holdfast-%s: was it used at all?", who)
 		}
 	}
-	slices.Sort(list)
-	return slices.Compact(list)
+	maps.DeleteFunc(last, func(_, decision string) bool { return decision != "forbid" })
+	return slices.Sorted(maps.Keys(last))
 }

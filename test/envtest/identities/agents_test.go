@@ -1,0 +1,176 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package identities
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/holdfast-dev/holdfast/agent/authority"
+	"github.com/holdfast-dev/holdfast/agent/wire"
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/test/envtest"
+)
+
+const place = "holdfast-witness"
+
+// agents has the manager that runs bring the agents about, certify them, and end them, with the rights of config/rbac and config/witness.
+func agents(t *testing.T, cluster *envtest.Cluster) {
+	t.Helper()
+	early := ask(t, cluster.Client, wire.WitnessName("node-1")) // there are to be no agents yet
+	enable(t, cluster, true)
+	reason(t, cluster, v1alpha1.ReasonNamespaceMissing)
+	if _, err := cluster.Apply(t.Context(), "witness"); err != nil {
+		t.Fatal(err)
+	}
+	daemons := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: place, Name: "holdfast-witness"}}
+	await(t, cluster, daemons, "the DaemonSet", func() bool { return true })
+	settings := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: place, Name: "holdfast-witness"}}
+	await(t, cluster, settings, "the authority's certificate", func() bool { return strings.Contains(settings.Data["ca.crt"], "BEGIN CERTIFICATE") })
+	keys := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: place, Name: "holdfast-witness-gossip"}}
+	await(t, cluster, keys, "the gossip's key", func() bool { return len(keys.Data["primary"]) > 0 })
+	reason(t, cluster, v1alpha1.ReasonRollingOut)
+
+	certificates(t, cluster, early)
+
+	enable(t, cluster, false)
+	reason(t, cluster, v1alpha1.ReasonWitnessesDisabled)
+	if err := cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(daemons), daemons); !apierrors.IsNotFound(err) {
+		t.Errorf("the DaemonSet is still there: %v", err)
+	}
+	late := ask(t, agent(t, cluster, "node-1"), wire.WitnessName("node-1"))
+	enable(t, cluster, true) // what was asked before is answered now, so nothing was answered before
+	await(t, cluster, late, "an answer to what was asked meanwhile", func() bool { return len(late.Status.Certificate) > 0 })
+	for _, c := range late.Status.Conditions {
+		if c.Type == certificatesv1.CertificateApproved && c.LastUpdateTime.Time.Before(late.CreationTimestamp.Time) {
+			t.Errorf("it was approved before it was made: %+v", c)
+		}
+	}
+}
+
+// certificates asks for some, as agents and as others.
+func certificates(t *testing.T, cluster *envtest.Cluster, early *certificatesv1.CertificateSigningRequest) {
+	t.Helper()
+	own := ask(t, agent(t, cluster, "node-1"), wire.WitnessName("node-1"))
+	await(t, cluster, own, "a certificate of its own", func() bool { return len(own.Status.Certificate) > 0 })
+	forged := ask(t, agent(t, cluster, "node-1"), wire.WitnessName("node-2"))
+	managers := ask(t, agent(t, cluster, "node-1"), wire.ManagerName)
+	for says, csr := range map[string]*certificatesv1.CertificateSigningRequest{"another host's name": forged, "the manager's name": managers, "an administrator": early} {
+		await(t, cluster, csr, says+" to be denied", func() bool { return len(csr.Status.Conditions) > 0 })
+		if c := csr.Status.Conditions[0]; c.Type != certificatesv1.CertificateDenied || len(csr.Status.Certificate) > 0 {
+			t.Errorf("%s: %+v", says, csr.Status)
+		}
+	}
+	elsewhere := &certificatesv1.CertificateSigningRequest{ObjectMeta: metav1.ObjectMeta{GenerateName: "other-"},
+		Spec: certificatesv1.CertificateSigningRequestSpec{Request: own.Spec.Request, SignerName: "example.com/other", Usages: own.Spec.Usages}}
+	if err := cluster.Client.Create(t.Context(), elsewhere); err != nil {
+		t.Fatal(err)
+	}
+	signer := account(t, cluster, namespace, "holdfast-authority", nil)
+	elsewhere.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "r", Message: "m"}}
+	if err := signer.SubResource("approval").Update(t.Context(), elsewhere); !apierrors.IsForbidden(err) {
+		t.Errorf("the authority may approve for another signer: %v", err)
+	}
+}
+
+// enable says whether there are to be agents.
+func enable(t *testing.T, cluster *envtest.Cluster, enabled bool) {
+	t.Helper()
+	text := `{"spec":{"witness":{"enabled":false}}}`
+	if enabled {
+		text = `{"spec":{"witness":{"enabled":true}}}`
+	}
+	config := &v1alpha1.GuardConfig{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.GuardConfigName}}
+	if err := cluster.Client.Patch(t.Context(), config, client.RawPatch(types.MergePatchType, []byte(text))); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func reason(t *testing.T, cluster *envtest.Cluster, want string) {
+	t.Helper()
+	config := &v1alpha1.GuardConfig{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.GuardConfigName}}
+	await(t, cluster, config, "WitnessesReady to say "+want, func() bool {
+		c := meta.FindStatusCondition(config.Status.Conditions, v1alpha1.ConditionWitnessesReady)
+		return c != nil && c.Reason == want && c.ObservedGeneration == config.Generation
+	})
+}
+
+// agent is a client with the token of an agent's pod on a Node.
+func agent(t *testing.T, cluster *envtest.Cluster, node string) client.Client {
+	t.Helper()
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: place, GenerateName: "agent-"},
+		Spec: corev1.PodSpec{NodeName: node, ServiceAccountName: "holdfast-witness", Containers: []corev1.Container{{Name: "witness", Image: "none"}}}}
+	if err := cluster.Client.Create(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	return account(t, cluster, place, "holdfast-witness", &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID})
+}
+
+// account is a client with a token of a service account.
+func account(t *testing.T, cluster *envtest.Cluster, namespace, name string, bound *authenticationv1.BoundObjectReference) client.Client {
+	t.Helper()
+	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: bound}}
+	if err := cluster.Client.SubResource("token").Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}, request); err != nil {
+		t.Fatal(err)
+	}
+	config := rest.AnonymousClientConfig(cluster.Config)
+	config.BearerToken = request.Status.Token
+	c, err := client.New(config, client.Options{Scheme: cluster.Client.Scheme()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// ask makes a certificate request in a name, as soon as the authorizer knows of the right to.
+func ask(t *testing.T, as client.Client, name string) *certificatesv1.CertificateSigningRequest {
+	t.Helper()
+	key, _, err := authority.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	uri, err := url.Parse(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{uri}}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr := &certificatesv1.CertificateSigningRequest{ObjectMeta: metav1.ObjectMeta{GenerateName: "agent-"}, Spec: certificatesv1.CertificateSigningRequestSpec{
+		Request: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: text}), SignerName: wire.Signer, Usages: []certificatesv1.KeyUsage{certificatesv1.UsageClientAuth}}}
+	err = wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, 30*time.Second, true, func(ctx context.Context) (bool, error) {
+		err := as.Create(ctx, csr)
+		return err == nil, ignoreForbidden(err)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return csr
+}
+
+func ignoreForbidden(err error) error {
+	if apierrors.IsForbidden(err) {
+		return nil
+	}
+	return err
+}
