@@ -73,9 +73,9 @@ type Stage struct {
 	programs programs
 	// used says that the lab was up before, freshManager and freshWitness that its hosts have another manager's or agent's image since.
 	used, freshManager, freshWitness bool
-	playing            context.Context //nolint:containedctx // the life of the watches and of the client
-	stop               context.CancelFunc
-	running            sync.WaitGroup
+	playing                          context.Context //nolint:containedctx // the life of the watches and of the client
+	stop                             context.CancelFunc
+	running                          sync.WaitGroup
 }
 
 // Raise brings everything up and returns once the ledger serves its client and, with Holdfast, is guarded: GuardConfig PoliciesEffective and
