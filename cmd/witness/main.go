@@ -44,6 +44,7 @@ type options struct {
 	seeds      string
 	identity   string
 	authority  string
+	token      string
 	health     string
 	bootID     string
 	systemUUID string
@@ -66,6 +67,7 @@ func main() {
 	flag.StringVar(&o.seeds, "seeds", "/etc/holdfast/seeds", "file with the addresses of other agents to begin with")
 	flag.StringVar(&o.identity, "identity", "/var/run/holdfast", "directory with tls.crt, tls.key and ca.crt; with --authority, where the certificate that was asked for is kept")
 	flag.StringVar(&o.authority, "authority", "", "file with the authority of the witnesses; with it the agent asks the API server of its cluster for its certificate")
+	flag.StringVar(&o.token, "token", "/var/run/secrets/kubernetes.io/serviceaccount/token", "file with the token of the agent's pod, for --authority")
 	flag.StringVar(&o.health, "health", "", "address of /healthz and /readyz for the kubelet, as 127.0.0.1:7947; empty: none")
 	flag.StringVar(&o.bootID, "boot-id-file", facts.BootIDPath, "file with the boot ID of this host")
 	flag.StringVar(&o.systemUUID, "system-uuid-file", facts.SystemUUIDPath, "file with the system UUID of this host; it need not be there")

@@ -17,7 +17,8 @@ import (
 
 	"github.com/go-logr/logr"
 	certificatesv1 "k8s.io/api/certificates/v1"
-	"k8s.io/client-go/rest"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/clock"
 
 	"github.com/holdfast-dev/holdfast/agent/authority"
@@ -26,8 +27,6 @@ import (
 	"github.com/holdfast-dev/holdfast/agent/identity"
 	"github.com/holdfast-dev/holdfast/agent/wire"
 )
-
-const requestsPath = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
 
 // office is an API server that has each request answered by an authority, the second time that it is looked at.
 type office struct {
@@ -76,9 +75,9 @@ func TestTheAgentAsksForItsCertificate(t *testing.T) {
 	desk := &office{T: t, authority: a}
 	server := httptest.NewServer(desk)
 	defer server.Close()
-	requests, err := requestsOf(&rest.Config{Host: server.URL, BearerToken: "token-of-the-pod"})
-	must(t, err)
 	dir := t.TempDir()
+	requests := requests{url: server.URL, client: server.Client(), token: filepath.Join(dir, "token")}
+	must(t, os.WriteFile(requests.token, []byte("token-of-the-pod\n"), 0o600))
 	file, ca := filepath.Join(dir, "agent.pem"), filepath.Join(dir, "ca.crt")
 	text, _, err := a.PEM()
 	must(t, err)
@@ -91,6 +90,30 @@ func TestTheAgentAsksForItsCertificate(t *testing.T) {
 	must(t, err)
 	if name := own.Certificate().Leaf.URIs[0].String(); name != wire.WitnessName("host-1") || desk.looks.Load() != 2 {
 		t.Errorf("it is %s, after %d looks", name, desk.looks.Load())
+	}
+}
+
+func TestARefusalOfTheAPIServerIsKnownAsSuch(t *testing.T) {
+	for says, c := range map[string]struct {
+		code int
+		body string
+		is   func(error) bool
+	}{
+		"forbidden":      {http.StatusForbidden, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","message":"you may not","code":403}`, apierrors.IsForbidden},
+		"gone":           {http.StatusNotFound, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","message":"there is none","code":404}`, apierrors.IsNotFound},
+		"not of the API": {http.StatusServiceUnavailable, "no healthy upstream", apierrors.IsServiceUnavailable},
+		"nonsense":       {http.StatusOK, "<html>", func(err error) bool { return err != nil && !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err) }},
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(c.code)
+			_, _ = w.Write([]byte(c.body))
+		}))
+		token := filepath.Join(t.TempDir(), "token")
+		must(t, os.WriteFile(token, []byte("x"), 0o600))
+		if _, err := (requests{url: server.URL, client: server.Client(), token: token}).Get(t.Context(), "a", metav1.GetOptions{}); !c.is(err) {
+			t.Errorf("%s: %v", says, err)
+		}
+		server.Close()
 	}
 }
 

@@ -4,12 +4,20 @@
 package identities
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
+	"net"
+	"net/http"
 	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -26,6 +34,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/holdfast-dev/holdfast/agent/authority"
+	"github.com/holdfast-dev/holdfast/agent/call"
+	"github.com/holdfast-dev/holdfast/agent/identity"
 	"github.com/holdfast-dev/holdfast/agent/wire"
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/test/envtest"
@@ -34,7 +44,7 @@ import (
 const place = "holdfast-witness"
 
 // agents has the manager that runs bring the agents about, certify them, and end them, with the rights of config/rbac and config/witness.
-func agents(t *testing.T, cluster *envtest.Cluster) {
+func agents(t *testing.T, cluster *envtest.Cluster, program string) {
 	t.Helper()
 	early := ask(t, cluster.Client, wire.WitnessName("node-1")) // there are to be no agents yet
 	enable(t, cluster, true)
@@ -51,6 +61,7 @@ func agents(t *testing.T, cluster *envtest.Cluster) {
 	reason(t, cluster, v1alpha1.ReasonRollingOut)
 
 	certificates(t, cluster, early)
+	process(t, cluster, program, settings.Data, keys.Data)
 
 	enable(t, cluster, false)
 	reason(t, cluster, v1alpha1.ReasonWitnessesDisabled)
@@ -85,11 +96,111 @@ func certificates(t *testing.T, cluster *envtest.Cluster, early *certificatesv1.
 	if err := cluster.Client.Create(t.Context(), elsewhere); err != nil {
 		t.Fatal(err)
 	}
-	signer := account(t, cluster, namespace, "holdfast-authority", nil)
+	signer := with(t, cluster, token(t, cluster, namespace, "holdfast-authority", nil))
 	elsewhere.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "r", Message: "m"}}
 	if err := signer.SubResource("approval").Update(t.Context(), elsewhere); !apierrors.IsForbidden(err) {
 		t.Errorf("the authority may approve for another signer: %v", err)
 	}
+}
+
+// process runs an agent's own program, with what a pod of the DaemonSet is given, and asks it as the manager would.
+func process(t *testing.T, cluster *envtest.Cluster, program string, settings map[string]string, keys map[string][]byte) {
+	t.Helper()
+	dir := t.TempDir()
+	write := func(name string, text []byte) string {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, text, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for name, key := range keys {
+		write("keys/"+name, key)
+	}
+	api, err := url.Parse(cluster.Config.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if api.Host == "" { // it may be given without a scheme
+		api.Host = cluster.Config.Host
+	}
+	port, gossip := free(t), free(t)
+	output := &bytes.Buffer{}
+	command := exec.Command(program, "--node=node-1", "--address=127.0.0.2", "--port="+port, "--gossip-port="+gossip, "--health=127.0.0.1:"+port,
+		"--seeds="+write("seeds", []byte(settings["seeds"])), "--authority="+write("ca.crt", []byte(settings["ca.crt"])), "--keys="+filepath.Join(dir, "keys"), "--identity="+dir,
+		"--token="+write("token", []byte(tokenOf(t, cluster, "node-1"))), "--api-ca="+write("api.crt", cluster.Config.CAData))
+	command.Env = append(os.Environ(), "KUBERNETES_SERVICE_HOST="+api.Hostname(), "KUBERNETES_SERVICE_PORT="+api.Port())
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	command.Stdout, command.Stderr = output, output
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := errors.Join(command.Process.Signal(syscall.SIGTERM), command.Wait()); err != nil {
+			t.Errorf("the agent does not end cleanly: %v", err)
+		}
+		if t.Failed() {
+			t.Logf("the agent said:\n%s", tail(output.String()))
+		}
+	}()
+	err = wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:"+port+"/readyz", nil)
+		if err != nil {
+			return false, err
+		}
+		answer, err := http.DefaultClient.Do(request)
+		if err != nil {
+			return false, nil
+		}
+		return answer.StatusCode == http.StatusOK, answer.Body.Close()
+	})
+	if err != nil {
+		t.Errorf("the agent does not become ready: %v", err)
+		return
+	}
+	manager := call.New("node-1", managers(t, cluster))
+	defer manager.Close()
+	view, err := manager.View(t.Context(), net.JoinHostPort("127.0.0.2", port))
+	if err != nil || view.Node != "node-1" || len(view.Hosts) != 1 || view.Hosts[0].API != wire.Alive {
+		t.Errorf("it sees %+v, %v", view, err)
+	}
+}
+
+// managers is the manager's identity towards the agents, by the authority that the manager has made.
+func managers(t *testing.T, cluster *envtest.Cluster) *identity.Identity {
+	t.Helper()
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "holdfast-witness-authority"}}
+	if err := cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(secret), secret); err != nil {
+		t.Fatal(err)
+	}
+	issuer, err := authority.Parse(secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey])
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate, key, err := issuer.Pair(wire.ManagerName, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := identity.Parse(certificate, key, secret.Data[corev1.TLSCertKey])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return own
+}
+
+// free is a port that nobody listens on.
+func free(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.2:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
 }
 
 // enable says whether there are to be agents.
@@ -117,23 +228,34 @@ func reason(t *testing.T, cluster *envtest.Cluster, want string) {
 // agent is a client with the token of an agent's pod on a Node.
 func agent(t *testing.T, cluster *envtest.Cluster, node string) client.Client {
 	t.Helper()
+	return with(t, cluster, tokenOf(t, cluster, node))
+}
+
+// tokenOf makes an agent's pod on a Node, and a token that is bound to it.
+func tokenOf(t *testing.T, cluster *envtest.Cluster, node string) string {
+	t.Helper()
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: place, GenerateName: "agent-"},
 		Spec: corev1.PodSpec{NodeName: node, ServiceAccountName: "holdfast-witness", Containers: []corev1.Container{{Name: "witness", Image: "none"}}}}
 	if err := cluster.Client.Create(t.Context(), pod); err != nil {
 		t.Fatal(err)
 	}
-	return account(t, cluster, place, "holdfast-witness", &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID})
+	return token(t, cluster, place, "holdfast-witness", &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID})
 }
 
-// account is a client with a token of a service account.
-func account(t *testing.T, cluster *envtest.Cluster, namespace, name string, bound *authenticationv1.BoundObjectReference) client.Client {
+func token(t *testing.T, cluster *envtest.Cluster, namespace, name string, bound *authenticationv1.BoundObjectReference) string {
 	t.Helper()
 	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: bound}}
 	if err := cluster.Client.SubResource("token").Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}, request); err != nil {
 		t.Fatal(err)
 	}
+	return request.Status.Token
+}
+
+// with is a client with a token.
+func with(t *testing.T, cluster *envtest.Cluster, token string) client.Client {
+	t.Helper()
 	config := rest.AnonymousClientConfig(cluster.Config)
-	config.BearerToken = request.Status.Token
+	config.BearerToken = token
 	c, err := client.New(config, client.Options{Scheme: cluster.Client.Scheme()})
 	if err != nil {
 		t.Fatal(err)

@@ -52,12 +52,13 @@ rules: [{level: Metadata, omitStages: [RequestReceived]}]
 func TestTheManagerNeedsNoMoreThanItsRoles(t *testing.T) {
 	dir := t.TempDir()
 	audit := filepath.Join(dir, "audit.jsonl")
+	manager, witness := build(t, dir, "manager"), build(t, dir, "witness")
 	cluster := start(t, dir, audit)
 	if _, err := cluster.Apply(t.Context(), "manager", "rbac"); err != nil {
 		t.Fatal(err)
 	}
 	objects(t, cluster)
-	run(t, build(t, dir), kubeconfig(t, cluster, dir))
+	run(t, manager, kubeconfig(t, cluster, dir))
 
 	config := &v1alpha1.GuardConfig{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.GuardConfigName}}
 	await(t, cluster, config, "the policies to be proven", func() bool { return config.Status.PoliciesProvenAt != nil })
@@ -77,7 +78,7 @@ func TestTheManagerNeedsNoMoreThanItsRoles(t *testing.T) {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}}
 	await(t, cluster, node, "the Node to be labelled", func() bool { return node.Labels[v1alpha1.LabelCarries] != "" })
 
-	agents(t, cluster)
+	agents(t, cluster, witness)
 
 	for _, request := range refused(t, audit) {
 		t.Errorf("config/rbac does not grant what Holdfast asked for: %s", request)
@@ -210,12 +211,12 @@ func create(t *testing.T, cluster *envtest.Cluster, objects ...client.Object) {
 	}
 }
 
-func build(t *testing.T, dir string) string {
+func build(t *testing.T, dir, name string) string {
 	t.Helper()
-	binary := filepath.Join(dir, "manager")
-	command := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "github.com/holdfast-dev/holdfast/cmd/manager")
+	binary := filepath.Join(dir, name)
+	command := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "github.com/holdfast-dev/holdfast/cmd/"+name)
 	if output, err := command.CombinedOutput(); err != nil {
-		t.Fatalf("building the manager: %v\n%s", err, output)
+		t.Fatalf("building the %s: %v\n%s", name, err, output)
 	}
 	return binary
 }
