@@ -202,3 +202,24 @@ func TestRequestsAreNoLargerThanAnAgentTakes(t *testing.T) {
 		t.Errorf("%d questions are asked of 60", total)
 	}
 }
+
+// TestAnOlderViewThatComesLateChangesNothing: of two that were under way at a time, the one that was waited for has seen the change.
+func TestAnOlderViewThatComesLateChangesNothing(t *testing.T) {
+	c := newCouncil(t, "a", "b", "c")
+	host := func(state wire.State) wire.View {
+		return wire.View{Node: "a", BootID: "x", Hosts: []wire.Host{{Facts: wire.Facts{Node: "h", BootID: "b1"}, State: state}}}
+	}
+	one := &asker{Witnesses: c.Witnesses, vantage: c.vantages["a"], node: "a"}
+	asked := c.clock.Instant()
+	c.source.Step(10 * time.Millisecond)
+	one.hearView(host(wire.StateDead), nil, asked-at(5), true)
+	one.hearView(host(wire.StateAlive), nil, asked, false)
+	if v := vantageOf(c.seen(), "a"); v.State != evidence.GossipDead || !v.Answered {
+		t.Errorf("%+v", v)
+	}
+	c.source.Step(10 * time.Millisecond)
+	one.hearView(host(wire.StateAlive), nil, c.clock.Instant(), false)
+	if v := vantageOf(c.seen(), "a"); v.State != evidence.GossipAlive {
+		t.Errorf("a newer one does not count: %+v", v)
+	}
+}

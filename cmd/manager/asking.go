@@ -1,0 +1,165 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	logf "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/holdfast-dev/holdfast/agent/authority"
+	"github.com/holdfast-dev/holdfast/agent/identity"
+	"github.com/holdfast-dev/holdfast/agent/wire"
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/controllers/sight"
+)
+
+const (
+	// badgeEvery is how often it is looked whether the authority is still the same, and badgeSoon while there is no certificate.
+	badgeEvery = 30 * time.Second
+	badgeSoon  = 2 * time.Second
+	// badgeFor bounds one look.
+	badgeFor = 10 * time.Second
+)
+
+// errNoBadge is until there is a certificate.
+var errNoBadge = errors.New("the authority of the witnesses has not been read yet")
+
+// badge is the manager's own certificate towards the agents. It is made by the leader that uses it, of a key that never leaves its memory. It implements
+// call.Identity and manager.Runnable.
+type badge struct {
+	// keep reads the authority, and wanted says whether there are agents to ask.
+	keep   func(context.Context) (*authority.Authority, error)
+	wanted func(context.Context) (bool, error)
+	clock  clock.WithTicker
+
+	mu    sync.Mutex
+	own   *identity.Identity
+	by    []byte // the authority's certificate
+	renew time.Time
+	err   error
+}
+
+// NeedLeaderElection keeps standbys from reading the authority.
+func (b *badge) NeedLeaderElection() bool { return true }
+
+// Start renews until the context ends.
+func (b *badge) Start(ctx context.Context) error {
+	for {
+		b.look(ctx)
+		again := badgeEvery
+		if own, _ := b.Identity(); own == nil {
+			again = badgeSoon
+		}
+		timer := b.clock.NewTimer(again)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C():
+		}
+	}
+}
+
+// look makes another certificate when there is none, half of its life is over, or the authority is another one. What cannot be read changes nothing.
+func (b *badge) look(ctx context.Context) {
+	ctx, done := context.WithTimeout(ctx, badgeFor)
+	defer done()
+	wanted, err := b.wanted(ctx)
+	if err == nil && wanted {
+		err = b.make(ctx)
+	}
+	b.mu.Lock()
+	said := b.err
+	b.err = err
+	b.mu.Unlock()
+	if err != nil && (said == nil || said.Error() != err.Error()) && ctx.Err() == nil {
+		logf.FromContext(ctx).Error(err, "there is no new certificate to ask the witness agents with")
+	}
+}
+
+func (b *badge) make(ctx context.Context) error {
+	a, err := b.keep(ctx)
+	if err != nil {
+		return err
+	}
+	ca, _, err := a.PEM()
+	if err != nil {
+		return err
+	}
+	now := b.clock.Now()
+	b.mu.Lock()
+	good := b.own != nil && bytes.Equal(ca, b.by) && now.Before(b.renew)
+	b.mu.Unlock()
+	if good {
+		return nil
+	}
+	certificate, key, err := a.Pair(wire.ManagerName, now)
+	if err != nil {
+		return err
+	}
+	own, err := identity.Parse(certificate, key, ca)
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.own, b.by, b.renew = own, ca, now.Add(authority.Life/2)
+	return nil
+}
+
+// Identity is the certificate now, and whom to believe.
+func (b *badge) Identity() (*identity.Identity, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.own == nil {
+		return nil, errors.Join(errNoBadge, b.err)
+	}
+	return b.own, nil
+}
+
+// roll reads which hosts there are, and whether and where agents are asked there.
+func roll(ctx context.Context, from client.Reader) (sight.Roll, error) {
+	var config v1alpha1.GuardConfig
+	if err := from.Get(ctx, types.NamespacedName{Name: v1alpha1.GuardConfigName}, &config); err != nil {
+		return sight.Roll{}, fmt.Errorf("read GuardConfig %s: %w", v1alpha1.GuardConfigName, err)
+	}
+	out := sight.Roll{On: config.Spec.Witness.Enabled, Port: config.Spec.Witness.Port}
+	if !out.On {
+		return out, nil
+	}
+	if out.Port == 0 {
+		out.Port = wire.Port
+	}
+	var nodes corev1.NodeList
+	if err := from.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
+		return sight.Roll{}, fmt.Errorf("list Nodes: %w", err)
+	}
+	for i := range nodes.Items {
+		out.Hosts = append(out.Hosts, hostOf(&nodes.Items[i]))
+	}
+	return out, nil
+}
+
+func hostOf(n *corev1.Node) sight.Host {
+	h := sight.Host{Node: n.Name, Zone: n.Labels[corev1.LabelTopologyZone]}
+	for _, a := range n.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP && h.Address == "" {
+			h.Address = a.Address
+		}
+	}
+	for _, c := range n.Status.Conditions {
+		h.Ready = h.Ready || c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	}
+	return h
+}
