@@ -14,15 +14,31 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	logf "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/holdfast-dev/holdfast/agent/authority"
+	"github.com/holdfast-dev/holdfast/agent/call"
 	"github.com/holdfast-dev/holdfast/agent/identity"
 	"github.com/holdfast-dev/holdfast/agent/wire"
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/controllers/certificate"
 	"github.com/holdfast-dev/holdfast/controllers/sight"
 )
+
+// asking builds what asks the agents. It rests while the GuardConfig asks for none.
+func asking(mgr ctrl.Manager, o options, authority *certificate.Authority, board *sight.Board, w *sight.Witnesses) (*sight.Witnesses, error) {
+	from := mgr.GetClient()
+	own := &badge{keep: authority.Keep, clock: clock.RealClock{}, wanted: func(ctx context.Context) (bool, error) {
+		settings, err := agents(ctx, from)
+		return settings.Enabled, err
+	}}
+	w.Reach = func(node string) sight.Agent { return call.New(node, own) }
+	w.Roll = func(ctx context.Context) (sight.Roll, error) { return roll(ctx, from) }
+	w.Targets, w.OwnHost, w.Log = board.Targets, o.host, ctrl.Log.WithName("witnesses")
+	return w, errors.Join(mgr.Add(own), mgr.Add(w))
+}
 
 const (
 	// badgeEvery is how often it is looked whether the authority is still the same, and badgeSoon while there is no certificate.
@@ -128,15 +144,21 @@ func (b *badge) Identity() (*identity.Identity, error) {
 	return b.own, nil
 }
 
-// roll reads which hosts there are, and whether and where agents are asked there.
-func roll(ctx context.Context, from client.Reader) (sight.Roll, error) {
+// agents are the settings of the agents.
+func agents(ctx context.Context, from client.Reader) (v1alpha1.Witness, error) {
 	var config v1alpha1.GuardConfig
 	if err := from.Get(ctx, types.NamespacedName{Name: v1alpha1.GuardConfigName}, &config); err != nil {
-		return sight.Roll{}, fmt.Errorf("read GuardConfig %s: %w", v1alpha1.GuardConfigName, err)
+		return v1alpha1.Witness{}, fmt.Errorf("read GuardConfig %s: %w", v1alpha1.GuardConfigName, err)
 	}
-	out := sight.Roll{On: config.Spec.Witness.Enabled, Port: config.Spec.Witness.Port}
-	if !out.On {
-		return out, nil
+	return config.Spec.Witness, nil
+}
+
+// roll reads which hosts there are, and whether and where agents are asked there.
+func roll(ctx context.Context, from client.Reader) (sight.Roll, error) {
+	settings, err := agents(ctx, from)
+	out := sight.Roll{On: settings.Enabled, Port: settings.Port}
+	if err != nil || !out.On {
+		return out, err
 	}
 	if out.Port == 0 {
 		out.Port = wire.Port

@@ -224,9 +224,18 @@ func assemble(mgr ctrl.Manager, o options, config *rest.Config) error {
 	devices := &guard.Devices{Secrets: secrets, Namespace: o.namespace, Drivers: drivers}
 	self := fmt.Sprintf("%s/%d", o.name, time.Now().UnixNano()%1e9) // tells two lives of one replica apart
 
+	signer, err := people.as("holdfast-authority", "")
+	if err != nil {
+		return err
+	}
+	authority := &certificate.Authority{Client: signer, Clock: watch, Secret: types.NamespacedName{Namespace: o.namespace, Name: manifest.Authority}}
+	vantages, err := asking(mgr, o, authority, board, sight.NewWitnesses(watch, changed))
+	if err != nil {
+		return err
+	}
 	bolt := &guardconfig.Bolt{Direct: direct, Clock: watch}
 	hosts := &hostincident.Reconciler{Bolt: bolt.Arm, Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Events: mgr.GetEventRecorder("holdfast"),
-		Clock: watch, Leases: sight.NewLeases(watch), Powers: sight.NewPowers(watch), Sleepers: sleepers, Board: board, API: sight.NewAPI(watch), Devices: devices,
+		Clock: watch, Leases: sight.NewLeases(watch), Powers: sight.NewPowers(watch), Sleepers: sleepers, Board: board, Witnesses: vantages, API: sight.NewAPI(watch), Devices: devices,
 		Self: self, OwnHost: o.host, CallDeadline: callDeadline}
 	if err := hosts.SetupWithManager(mgr, toHosts); err != nil {
 		return err
@@ -251,20 +260,15 @@ func assemble(mgr ctrl.Manager, o options, config *rest.Config) error {
 		Identity: admission.Identity{Namespace: o.namespace}, Servers: servers}).SetupWithManager(mgr); err != nil {
 		return err
 	}
-	return witnesses(mgr, o, people, watch)
+	return witnesses(mgr, o, direct, authority)
 }
 
 // witnesses builds what keeps the agents and certifies them. Both rest while the GuardConfig asks for no agents.
-func witnesses(mgr ctrl.Manager, o options, people identities, watch *sight.Clock) error {
-	signer, err := people.as("holdfast-authority", "")
-	if err != nil {
-		return err
-	}
-	authority := &certificate.Authority{Client: signer, Clock: watch, Secret: types.NamespacedName{Namespace: o.namespace, Name: manifest.Authority}}
-	requests := &certificate.Reconciler{Client: mgr.GetClient(), Signer: signer, Clock: watch, Authority: authority,
+func witnesses(mgr ctrl.Manager, o options, direct client.Client, authority *certificate.Authority) error {
+	requests := &certificate.Reconciler{Client: mgr.GetClient(), Signer: authority.Client, Clock: authority.Clock, Authority: authority,
 		Agent: types.NamespacedName{Namespace: manifest.Namespace, Name: manifest.Name}}
 	if err := requests.SetupWithManager(mgr); err != nil {
 		return err
 	}
-	return (&witness.Reconciler{Client: mgr.GetClient(), Direct: people.direct, Secrets: signer, Clock: watch, Authority: authority, Image: o.witness}).SetupWithManager(mgr)
+	return (&witness.Reconciler{Client: mgr.GetClient(), Direct: direct, Secrets: authority.Client, Clock: authority.Clock, Authority: authority, Image: o.witness}).SetupWithManager(mgr)
 }

@@ -208,7 +208,10 @@ func TestWhatAgentsDoubtIsAskedAtOnce(t *testing.T) {
 	w.doubt()
 	w.until("the port to be asked in vain", func() bool { return w.Board.Port("h").Silent() })
 	w.until("both agents to look for it", func() bool { return w.gossip.probedBy(2) })
-	w.until("the host to be given up", func() bool { s := w.gather(t.Context(), "h", fromCache).seen; return s.WitnessesCallItDead() && s.WitnessQuorum() })
+	w.until("the host to be given up", func() bool {
+		s := w.gather(t.Context(), "h", fromCache).seen
+		return s.WitnessesCallItDead() && s.WitnessQuorum()
+	})
 	found := w.decide(w.gather(t.Context(), "h", fromCache))
 	if found.Rule() != "NothingAnswers" {
 		t.Errorf("%s by %s", found.Class, found.Rule())

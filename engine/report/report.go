@@ -236,6 +236,7 @@ func Evidence(s evidence.Snapshot, wall Wall) []v1alpha1.EvidenceRecord {
 
 // witnesses puts into words what each vantage point says, and what the host's own agent says of itself.
 func witnesses(s evidence.Snapshot, add func(source, reading string, rank evidence.Rank, at evidence.Instant)) {
+	add("Witnesses", fmt.Sprintf("%d answer, %d should; %d have looked for the host in vain", s.WitnessesAnswering(), s.Witnesses.Expected, s.WitnessesSearched()), evidence.RankNone, s.At)
 	for _, v := range s.Witnesses.Vantages {
 		if !v.Answered {
 			add("Witness "+v.Witness, "does not answer", evidence.RankNone, v.At)
