@@ -131,6 +131,11 @@ bench-failover: deps components ## Measure failover after a loss of power agains
 	@mkdir -p out && go build -trimpath -o out/bench ./test/bench
 	@$(alone) out/bench $(BENCHFLAGS)
 
+.PHONY: chaos
+chaos: deps components ## Strike hosts with N faults drawn from SEED, and compare verdicts with the matrix (root; hours; goes on where rows are missing).
+	@mkdir -p out && go build -trimpath -o out/chaos ./test/chaos
+	@$(alone) out/chaos -seed $(or $(SEED),1) -n $(or $(N),200) $(CHAOSFLAGS)
+
 .PHONY: simulate
 simulate: ## Run up to a thousand agents in one process over a network that loses packets (a quiet machine; half an hour).
 	go run ./test/simulation $(SIMULATEFLAGS)

@@ -53,6 +53,11 @@ func (b *bench) play(ctx context.Context, wanted map[figures.Kind][]figures.Case
 	ctx, stop := context.WithCancel(ctx)
 	defer func() { stop(); b.waiting.Wait() }()
 	b.began = mono.Nanoseconds() / int64(time.Second)
+	if len(wanted[figures.Witnessed]) > 0 { // their image is there now; they come back when their cases do
+		if err := b.s.Witnesses(ctx, false); err != nil {
+			return err
+		}
+	}
 	if err := b.stock(ctx, wanted[figures.StatefulSet], wanted[figures.Deployment]); err != nil {
 		return err
 	}
@@ -80,9 +85,23 @@ func (b *bench) foreground(ctx context.Context, wanted map[figures.Kind][]figure
 		}
 	}
 	if cases := wanted[figures.Prompt]; len(cases) > 0 {
-		return b.prompt(ctx, cases)
+		if err := b.prompt(ctx, cases); err != nil {
+			return err
+		}
+	}
+	if cases := wanted[figures.Witnessed]; len(cases) > 0 {
+		return b.witnessed(ctx, cases)
 	}
 	return nil
+}
+
+// witnessed plays P1w with agents on all hosts, and takes them away again.
+func (b *bench) witnessed(ctx context.Context, cases []figures.Case) error {
+	err := b.s.Witnesses(ctx, true, b.dark...)
+	if err == nil {
+		err = b.holdfast(ctx, b.s.Actor, cases)
+	}
+	return errors.Join(err, b.s.Witnesses(ctx, false, b.dark...))
 }
 
 // prompt plays P1s with the kubelets of all hosts that have power, and gives them back their configuration.
@@ -175,7 +194,7 @@ func (b *bench) well(ctx context.Context) error {
 	if err := b.s.AwaitReady(ctx); err != nil {
 		return err
 	}
-	return b.s.AwaitServed(ctx)
+	return errors.Join(b.s.AwaitWitnesses(ctx, b.dark...), b.s.AwaitServed(ctx))
 }
 
 // moment waits until the case wants its host to be lost.
@@ -235,7 +254,7 @@ func (b *bench) lose(ctx context.Context, host *lab.Host, cases ...played) ([]pl
 	return cases, nil
 }
 
-// guarded is a case of P1, P1s or P1n.
+// guarded is a case of P1, P1w, P1s or P1n.
 func (b *bench) guarded(ctx context.Context, a *stage.Actor, c figures.Case) error {
 	if err := b.well(ctx); err != nil {
 		return err

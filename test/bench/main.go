@@ -29,13 +29,13 @@ import (
 
 // options are the flags.
 type options struct {
-	n, prompt, unattached, human, stock int
-	seed                                uint64
-	censor                              time.Duration
-	lab                                 string
-	timings                             string
-	out                                 string
-	keep                                bool
+	n, witnessed, prompt, unattached, human, stock int
+	seed                                           uint64
+	censor                                         time.Duration
+	lab                                            string
+	timings                                        string
+	out                                            string
+	keep                                           bool
 }
 
 func main() {
@@ -49,6 +49,7 @@ func run(ctx context.Context, args []string) int {
 	var o options
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&o.n, "n", 10, "cases of P1: Holdfast in API-only mode")
+	flags.IntVar(&o.witnessed, "witnessed", 30, "cases of P1w: P1 with an agent on every host")
 	flags.IntVar(&o.prompt, "prompt", 5, "cases of P1s: P1 with kubelets that look at their status every 2 s")
 	flags.IntVar(&o.unattached, "unattached", 3, "cases of P1n: the same with a volume that needs no attaching")
 	flags.IntVar(&o.human, "human", 3, "cases of B2: the out-of-service taint the instant the Node is Unknown")
@@ -77,7 +78,7 @@ func (o options) wanted() (map[figures.Kind][]figures.Case, error) {
 	rows, err := figures.Load(o.rows())
 	wanted := map[figures.Kind][]figures.Case{}
 	for k, n := range map[figures.Kind]int{
-		figures.Guarded: o.n, figures.Prompt: o.prompt, figures.Unattached: o.unattached, figures.Human: o.human, figures.Deployment: o.stock, figures.StatefulSet: o.stock,
+		figures.Guarded: o.n, figures.Witnessed: o.witnessed, figures.Prompt: o.prompt, figures.Unattached: o.unattached, figures.Human: o.human, figures.Deployment: o.stock, figures.StatefulSet: o.stock,
 	} {
 		if missing := figures.Missing(figures.Cases(k, n, o.seed), rows); len(missing) > 0 {
 			wanted[k] = missing
@@ -107,7 +108,7 @@ func perform(ctx context.Context, o options) (err error) {
 	if err := os.MkdirAll(o.out, 0o755); err != nil {
 		return err
 	}
-	s, err := stage.Raise(ctx, stage.Options{Lab: o.lab, Hosts: o.hosts(), Timings: lab.Timings(o.timings), Progress: func(line string) { tell("%s", line) }})
+	s, err := stage.Raise(ctx, stage.Options{Lab: o.lab, Hosts: o.hosts(), Timings: lab.Timings(o.timings), Witnesses: len(wanted[figures.Witnessed]) > 0, Progress: func(line string) { tell("%s", line) }})
 	defer func() { err = errors.Join(err, o.leave(s)) }()
 	if err != nil {
 		return err

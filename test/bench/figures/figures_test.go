@@ -233,7 +233,7 @@ func TestMarkdownTellsGoodAndBad(t *testing.T) {
 			t.Errorf("%q is not in:\n%s", want, text)
 		}
 	}
-	rows[3].Marks[FirstWrite] = Goal + time.Millisecond
+	rows[3].Marks[FirstWrite] = GoalOf(Guarded).Max + time.Millisecond
 	rows[4].Interleavings = 1
 	text = Markdown(7, "", rows)
 	for _, want := range []string{"holds in every case: slower were 0 of 10", "With the start, slower than 15.00 s were 1 of 10.", "| 1 of 10 |"} {
@@ -241,9 +241,23 @@ func TestMarkdownTellsGoodAndBad(t *testing.T) {
 			t.Errorf("%q is not in:\n%s", want, text)
 		}
 	}
-	rows[3].Marks[Bound] = Goal + time.Millisecond
+	rows[3].Marks[Bound] = GoalOf(Guarded).Max + time.Millisecond
 	rows[5].Outcome = Censored
 	if text = Markdown(7, "", rows); !strings.Contains(text, "does not hold: slower were 2 of 10.") {
 		t.Errorf("one that was bound late and one that never wrote do not break the goal:\n%s", text)
+	}
+}
+
+// TestAGoalMayBoundTheMedianToo: with agents half of the cases have to be faster than the rest may be.
+func TestAGoalMayBoundTheMedianToo(t *testing.T) {
+	for bound, want := range map[int]string{5900: "holds in every case", 6100: "does not hold"} {
+		var rows []Row
+		for i := range 30 {
+			rows = append(rows, recovered(Witnessed, i+1, 2000, 4000, 5000, bound, bound+1000))
+		}
+		text := Markdown(7, "a machine", rows)
+		if want := "**P1w**: goal P1, p50 at most 6.00 s, at most 12.00 s with the application's start told apart, " + want; !strings.Contains(text, want) {
+			t.Errorf("%q is not in:\n%s", want, text)
+		}
 	}
 }

@@ -26,6 +26,8 @@ const (
 	Unattached Kind = "P1n"
 	// Prompt is P1 with kubelets that look at their own status every 2 s instead of 10 s, and mount that much earlier.
 	Prompt Kind = "P1s"
+	// Witnessed is P1 with an agent on every host: goal P1.
+	Witnessed Kind = "P1w"
 	// StatefulSet and Deployment are what Kubernetes does by itself.
 	StatefulSet Kind = "B0"
 	Deployment  Kind = "B1"
@@ -33,11 +35,13 @@ const (
 	Human Kind = "B2"
 )
 
-// Kinds lists them in the order of the tables.
-var Kinds = []Kind{Guarded, Prompt, Unattached, Human, Deployment, StatefulSet}
+// Kinds lists them. A kind keeps its place: its cases are drawn by it.
+var Kinds = []Kind{Guarded, Prompt, Unattached, Human, Deployment, StatefulSet, Witnessed}
 
 // ByHoldfast reports whether Holdfast brings the application elsewhere.
-func (k Kind) ByHoldfast() bool { return k == Guarded || k == Prompt || k == Unattached }
+func (k Kind) ByHoldfast() bool {
+	return k == Guarded || k == Witnessed || k == Prompt || k == Unattached
+}
 
 // Outcome is how a case ended.
 type Outcome string

@@ -20,7 +20,6 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
-	"github.com/holdfast-dev/holdfast/controllers/witness/manifest"
 	"github.com/holdfast-dev/holdfast/hack/pinned"
 	"github.com/holdfast-dev/holdfast/hack/tools"
 )
@@ -61,26 +60,6 @@ func (s *Stage) installHoldfast(ctx context.Context) error {
 	budget := fmt.Sprintf(`{"spec":{"fenceBudget":{"count":%d,"windowSeconds":3600}}}`, s.options.FenceBudget)
 	config := &v1alpha1.GuardConfig{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.GuardConfigName}}
 	return s.Client.Patch(ctx, config, client.RawPatch(types.MergePatchType, []byte(budget)))
-}
-
-// placeWitnesses has an agent run on every host, and waits until all are ready.
-func (s *Stage) placeWitnesses(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, startWithin)
-	defer cancel()
-	config := &v1alpha1.GuardConfig{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.GuardConfigName}}
-	if err := s.Client.Patch(ctx, config, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"witness":{"enabled":true}}}`))); err != nil {
-		return err
-	}
-	ready := func(g *v1alpha1.GuardConfig) bool { return Is(g.Status.Conditions, v1alpha1.ConditionWitnessesReady) }
-	if _, err := s.AwaitConfig(ctx, "an agent on every host", ready); err != nil || !s.used || !s.freshWitness {
-		return err
-	}
-	for _, verb := range []string{"restart", "status"} {
-		if _, err := s.Kubectl(ctx, "rollout", verb, "-n", manifest.Namespace, "daemonset/"+manifest.Name); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // AwaitConfig waits for the GuardConfig to reach something.
