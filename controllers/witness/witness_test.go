@@ -278,6 +278,13 @@ func TestThePodsAreAsSmallAsTheyCanBe(t *testing.T) {
 	if err := s.Create(t.Context(), pod, client.DryRunAll); err != nil {
 		t.Errorf("a pod of the DaemonSet is refused: %v", err)
 	}
+	for _, keys := range []map[string]string{template.Labels, template.Annotations} {
+		for key := range keys {
+			if strings.HasPrefix(key, v1alpha1.GroupVersion.Group+"/") {
+				t.Errorf("the policy BornGuarded refuses pods that the DaemonSet's controller makes with %s", key)
+			}
+		}
+	}
 	c := template.Spec.Containers[0]
 	if sc := c.SecurityContext; sc.Privileged != nil || *sc.AllowPrivilegeEscalation || !*sc.ReadOnlyRootFilesystem || len(sc.Capabilities.Add) > 0 ||
 		!slices.Equal(sc.Capabilities.Drop, []corev1.Capability{"ALL"}) {

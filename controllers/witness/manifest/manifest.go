@@ -34,8 +34,9 @@ const (
 	CA    = "ca.crt"
 )
 
-// annotationAuthority has the agents start anew when the authority is another one: until then they would show certificates that nobody trusts any more.
-const annotationAuthority = "guard.holdfast.dev/authority"
+// annotationAuthority has the agents start anew when the authority is another one: until then they would show certificates that nobody trusts any more. It is not
+// one of the keys that only Holdfast may set: the DaemonSet's controller makes the pods, and our own policies refuse those from it.
+const annotationAuthority = "witness.holdfast.dev/authority"
 
 // Where the container finds what.
 const (
