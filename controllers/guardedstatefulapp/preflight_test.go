@@ -6,8 +6,10 @@ package guardedstatefulapp_test
 import (
 	"context"
 	"errors"
+	"net"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -21,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/utils/clock"
 	clocktesting "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -32,6 +35,8 @@ import (
 	"github.com/holdfast-dev/holdfast/controllers/guard"
 	"github.com/holdfast-dev/holdfast/controllers/guardedstatefulapp"
 	"github.com/holdfast-dev/holdfast/controllers/sight"
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
 )
 
 // site is a cluster in memory: the namespace shop with the app "app" that guards the workload "db", on two hosts. Each test changes what it is about.
@@ -593,5 +598,39 @@ func TestAPodIsMarkedWhoseEndpointIsToBeKept(t *testing.T) {
 				t.Errorf("%s: let go with %v", c.name, got)
 			}
 		}
+	}
+}
+
+// TestAnAppThatFailsOnAHealthyHostIsAppDown: nothing is the matter with the host, and status does not call it healthy all the same.
+func TestAnAppThatFailsOnAHealthyHostIsAppDown(t *testing.T) {
+	s := newSite()
+	s.app.Spec.Health = v1alpha1.Health{Probes: []v1alpha1.Probe{{Name: "tcp", TCPSocket: &v1alpha1.TCPProbe{Port: intstr.FromInt32(5432)}, PeriodSeconds: 1, TimeoutSeconds: 1, FailureThreshold: 1}}}
+	s.pod.Spec.NodeName = "node-1"
+	s.pod.Status.PodIP, s.pod.Status.PodIPs = "192.0.2.1", []corev1.PodIP{{IP: "192.0.2.1"}}
+	s.pod.Status.Phase = corev1.PodRunning
+	saw := s.look(t)
+	if got := saw.app.Status; got.Verdict != verdict.Healthy.String() || got.Members[0].Verdict != verdict.Healthy.String() {
+		t.Fatalf("before it is probed: %+v", got)
+	}
+	heard := make(chan string, 100)
+	board := sight.NewBoard(sight.NewClock(clock.RealClock{}), func(host string) { heard <- host })
+	board.Dial = func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- board.Start(ctx) }()
+	saw.leader.Board = board
+	for saw.again(); saw.app.Status.Members[0].Healthy != evidence.ServingNo.String(); saw.again() {
+		select {
+		case <-heard:
+		case <-time.After(time.Minute):
+			t.Fatalf("it was not found to fail: %+v", saw.app.Status.Members)
+		}
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if got := saw.app.Status; got.Verdict != verdict.AppDown.String() || got.Host != "node-1" || got.Members[0].Verdict != verdict.AppDown.String() || got.Incident != "" {
+		t.Errorf("status is %+v", got)
 	}
 }

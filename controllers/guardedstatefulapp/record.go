@@ -21,6 +21,7 @@ import (
 	"github.com/holdfast-dev/holdfast/controllers/guard"
 	"github.com/holdfast-dev/holdfast/engine/evidence"
 	"github.com/holdfast-dev/holdfast/engine/report"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
 )
 
 // statusEvery bounds how often an unchanged status is written again, only to show that somebody still looks.
@@ -54,11 +55,15 @@ func (r *Reconciler) members(s *sighting) {
 			continue // a Deployment leaves them about
 		}
 		m := v1alpha1.Member{Pod: p.Name, PodUID: string(p.UID), Host: p.Spec.NodeName, Healthy: "Unknown", Held: p.Labels[v1alpha1.LabelHold],
-			Claims: guard.ClaimsOf(p), Verdict: "Healthy"}
+			Claims: guard.ClaimsOf(p), Verdict: verdict.Healthy.String()}
 		if a, ok := r.Board.App(string(p.UID)); ok {
 			m.Healthy = a.Serving.String()
-			if a.Serving == evidence.ServingYes {
+			switch a.Serving {
+			case evidence.ServingYes:
 				answering++
+			case evidence.ServingNo: // of a host without an incident: nothing else is wrong there
+				m.Verdict = verdict.AppDown.String()
+			case evidence.ServingUnread:
 			}
 		}
 		if h := s.incidents[p.Spec.NodeName]; h != nil && h.Status.Verdict != "" {
@@ -78,7 +83,7 @@ func (r *Reconciler) members(s *sighting) {
 // worst finds the incident that concerns the app and needs most attention: one that holds a pod, or else one that moves one.
 func (r *Reconciler) worst(s *sighting) {
 	st := &s.app.Status
-	st.Verdict, st.Host, st.Incident, st.Proof, st.Evidence = "Healthy", "", "", "", nil
+	st.Verdict, st.Host, st.Incident, st.Proof, st.Evidence = verdict.Healthy.String(), "", "", "", nil
 	if h := s.concerning(); h != nil {
 		st.Verdict, st.Host, st.Since, st.Incident = h.Status.Verdict, h.Spec.NodeName, h.Status.Since, h.Name
 		st.Proof, st.Evidence = h.Status.ProofSummary, h.Status.Evidence
@@ -88,8 +93,10 @@ func (r *Reconciler) worst(s *sighting) {
 		return
 	}
 	st.Since, st.Reason = nil, ""
-	if len(st.Members) > 0 {
-		st.Host = st.Members[0].Host
+	for i, m := range st.Members {
+		if i == 0 || m.Verdict == verdict.AppDown.String() {
+			st.Verdict, st.Host = m.Verdict, m.Host
+		}
 	}
 }
 

@@ -30,8 +30,6 @@ const (
 	patience = 5 * time.Minute
 	// lag is what a verdict may be late in status: the deadlines of the matrix are those of the engine.
 	lag = 3 * time.Second
-	// runtimeLag is how long a kubelet may take to say that its runtime does not answer (30 s without one, looked at every 5 s, said every 10 s).
-	runtimeLag = 50 * time.Second
 	// settle is how long everything has to have been well before a fault, as in the matrix: all have been heard anew.
 	settle = 12 * time.Second
 )
@@ -72,9 +70,6 @@ func (p *play) want(f draw.Faults) (verdicts []string, by time.Duration, err err
 		verdicts, by = append(verdicts, row.Verdicts...), max(by, row.By)
 	}
 	slices.Sort(verdicts)
-	if f.Runtime {
-		by += runtimeLag
-	}
 	return slices.Compact(verdicts), by + lag, nil
 }
 

@@ -101,7 +101,7 @@ func (f Faults) String() string {
 }
 
 // States are those of the matrix in which the host may be. There is more than one where the matrix does not know what struck: a way that is cut in one
-// direction may be alive or dead, an application without its volume may answer or not, and a device that reads On and ignores commands is neither one that obeys nor one that cannot be read.
+// direction may be alive or dead, an application without its volume may answer or not, a kubelet waits for a runtime that hangs, and a device that reads On and ignores commands is neither one that obeys nor one that cannot be read.
 func (f Faults) States() []scenario.State {
 	s := scenario.State{}
 	for plane, dead := range map[string]bool{"kubelet": f.Kubelet || f.Whole != Runs, "runtime": f.Runtime || f.Whole != Runs, "agent": f.Agent || f.Whole != Runs,
@@ -121,6 +121,9 @@ func (f Faults) States() []scenario.State {
 	}
 	if f.Peers == fault.In || f.Peers == fault.Out {
 		states = either(states, "peer", "dead")
+	}
+	if f.Runtime && !f.Kubelet { // a kubelet waits for its runtime for minutes before it says so
+		states = either(states, "runtime", "alive")
 	}
 	if f.Storage && !f.App { // it may wait for its volume, and then does not answer
 		states = either(states, "app", "dead")
