@@ -220,7 +220,12 @@ func prepare(t *testing.T, names ...string) *council {
 	for i, name := range append([]string{"h"}, names...) {
 		c.roll.Hosts = append(c.roll.Hosts, Host{Node: name, Address: fmt.Sprintf("192.0.2.%d", i+1), Zone: fmt.Sprintf("z%d", i%3), Ready: true})
 	}
-	c.Witnesses = NewWitnesses(clock, func(host string) { c.changes <- host })
+	c.Witnesses = NewWitnesses(clock, func(host string) {
+		select {
+		case c.changes <- host:
+		default: // as in the manager: the next look comes by itself
+		}
+	})
 	c.Reach = func(node string) Agent { return actor{c.stage, node} }
 	c.Witnesses.Roll = func(context.Context) (Roll, error) {
 		c.stage.mu.Lock()
