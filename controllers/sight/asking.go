@@ -39,8 +39,8 @@ const (
 	// roundEvery is how often a suspect host is looked for. An answer that takes the whole of wire.ProbeMillis is then three seconds old when the next is here,
 	// which leaves two of evidence.WordSpan.
 	roundEvery = time.Second
-	// viewFor bounds the view of a round.
-	viewFor = time.Second
+	// viewFor bounds the view of a round: with less, a busy machine would look like one that is cut off from all agents.
+	viewFor = evidence.WordSpan / 2
 	// probeFor bounds a probe request: what the agent gives itself, and a way there and back.
 	probeFor = wire.ProbeMillis*time.Millisecond + time.Second
 	// lanes is how many probe requests are made of an agent at a time; it answers four.

@@ -44,6 +44,8 @@ type stage struct {
 	// asked are the questions that each agent was asked, and calls how often it was asked for a view.
 	asked map[string][]wire.Question
 	views map[string]int
+	// hold keeps all from answering until it is closed; nil: they answer at once.
+	hold chan struct{}
 }
 
 func newStage(clock *Clock) *stage {
@@ -97,8 +99,14 @@ var errMute = &net.OpError{Op: "dial", Err: errors.New("no answer")}
 
 func (a actor) View(context.Context, string) (wire.View, error) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	a.views[a.node]++
+	hold := a.hold
+	a.mu.Unlock()
+	if hold != nil {
+		<-hold
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	return a.now()
 }
 
@@ -528,9 +536,24 @@ func TestASuspicionWaitsForWords(t *testing.T) {
 	if n := c.seen().WitnessesAnswering(); n != 0 {
 		t.Fatalf("%d have said something lately", n)
 	}
-	c.suspect()
-	if n := c.seen().WitnessesAnswering(); n == 0 {
+	hold, over := make(chan struct{}), make(chan struct{})
+	var before int
+	c.stage.set(func() { c.stage.hold, before = hold, c.stage.views["a"] })
+	go func() {
+		defer close(over)
+		c.Suspect(context.Background(), "h")
+	}()
+	waitUntil(t, "a to be asked", func() bool { c.stage.mu.Lock(); defer c.stage.mu.Unlock(); return c.stage.views["a"] > before })
+	select {
+	case <-over:
 		t.Error("nobody has answered yet, and the suspicion begins")
+	default:
+	}
+	c.stage.set(func() { c.stage.hold = nil })
+	close(hold)
+	<-over
+	if n := c.seen().WitnessesAnswering(); n == 0 {
+		t.Error("it begins, and nobody has answered")
 	}
 	c.Trust("h")
 	c.pass(20 * time.Second)
