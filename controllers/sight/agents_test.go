@@ -6,8 +6,11 @@ package sight
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/base64"
+	"encoding/json"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -231,4 +234,48 @@ func TestRealAgentsAreAsked(t *testing.T) {
 		t.Errorf("looks were asked for at %v", told)
 	}
 	t.Logf("given up after %s", time.Duration(w.clock.Instant()-died))
+}
+
+// TestWhatIsSaidInAnothersNameOrOfTheFutureIsNotTaken: by real clients, of an agent with a good certificate.
+func TestWhatIsSaidInAnothersNameOrOfTheFutureIsNotTaken(t *testing.T) {
+	future := int64(-1)
+	for what, view := range map[string]wire.View{
+		"another's name":  {Node: "b", BootID: "x", Hosts: []wire.Host{{Facts: wire.Facts{Node: "h", BootID: "b1"}, State: wire.StateDead}}},
+		"of the future":   {Node: "a", BootID: "x", Hosts: []wire.Host{{Facts: wire.Facts{Node: "h", BootID: "b1"}, State: wire.StateDead, HeardAge: &future}}},
+		"without a boot":  {Node: "a", Hosts: []wire.Host{{Facts: wire.Facts{Node: "h", BootID: "b1"}, State: wire.StateDead}}},
+		"dead since soon": {Node: "a", BootID: "x", Hosts: []wire.Host{{Facts: wire.Facts{Node: "h", BootID: "b1"}, State: wire.StateDead, StateAge: -1}}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			n := newNeighbourhood(t)
+			rogue := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				if err := json.NewEncoder(w).Encode(view); err != nil {
+					t.Error(err)
+				}
+			}))
+			rogue.TLS = &tls.Config{Certificates: []tls.Certificate{*n.who(wire.WitnessName("a")).Certificate()}, MinVersion: tls.VersionTLS13}
+			rogue.StartTLS()
+			t.Cleanup(rogue.Close)
+			w := NewWitnesses(NewClock(clock.RealClock{}), func(string) { t.Error("a look is asked for on such a word") })
+			manager := n.who(wire.ManagerName)
+			w.Reach = func(node string) Agent {
+				c := call.New(node, manager)
+				c.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+					return (&net.Dialer{}).DialContext(ctx, network, rogue.Listener.Addr().String())
+				}
+				return c
+			}
+			w.Targets = func(string) []Target { return nil }
+			w.Roll = func(context.Context) (Roll, error) {
+				return Roll{On: true, Port: wire.Port, Hosts: []Host{{Node: "a", Address: "192.0.2.2", Ready: true}, {Node: "h", Ready: true}}}, nil
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			over := make(chan error, 1)
+			go func() { over <- w.Start(ctx) }()
+			t.Cleanup(func() { stop(); <-over })
+			waitUntil(t, "it to be refused", func() bool { return w.Counts()[Misspoken] > 0 })
+			if of := w.Of("h"); of.Expected != 0 || len(of.Vantages) != 0 || of.Report.Heard || w.Doubted("h") {
+				t.Errorf("something of it was taken: %+v", of)
+			}
+		})
+	}
 }
