@@ -145,12 +145,21 @@ const (
 	TrafficFollow = "Follow"
 )
 
+const (
+	// RepairNone leaves a kubelet alone.
+	RepairNone = "None"
+	// RepairRestartKubelet has the agent of a host that lives restart its kubelet, where that would help.
+	RepairRestartKubelet = "RestartKubelet"
+)
+
 // OnKubeletFailure is the answer to a host whose kubelet is gone while the host lives.
 type OnKubeletFailure struct {
 	// Traffic Keep puts the endpoint back while the application's own probes pass.
 	// +kubebuilder:default=Keep
 	// +kubebuilder:validation:Enum=Keep;Follow
 	Traffic string `json:"traffic,omitempty"`
+	// Repair RestartKubelet has a kubelet whose lease has run out restarted by the host's agent, if runtime and API answer that, once in ten minutes. All apps on
+	// the host have to ask for it.
 	// +kubebuilder:default=None
 	// +kubebuilder:validation:Enum=None;RestartKubelet
 	Repair string `json:"repair,omitempty"`

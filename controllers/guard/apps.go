@@ -201,6 +201,7 @@ func PolicyFor(apps []App, profile *v1alpha1.FencingProfile, config v1alpha1.Gua
 		BlindAPISilent: time.Duration(orDefault(config.Blindness.APISilentSeconds, 5)) * time.Second,
 		MinimumProof:   minimumProof(apps, profile),
 		KeepTraffic:    true,
+		RestartKubelet: len(apps) > 0,
 	}
 	if profile != nil {
 		p.ConfirmAfter = seconds(profile.Spec.Floors.ConfirmAfterSeconds)
@@ -212,6 +213,7 @@ func PolicyFor(apps []App, profile *v1alpha1.FencingProfile, config v1alpha1.Gua
 		p.Paused = p.Paused || s.Mode == v1alpha1.ModePaused
 		p.ManualApproval = p.ManualApproval || s.OnHostLoss.Approval == "Manual"
 		p.KeepTraffic = p.KeepTraffic && s.OnKubeletFailure.Traffic != v1alpha1.TrafficFollow
+		p.RestartKubelet = p.RestartKubelet && s.OnKubeletFailure.Repair == v1alpha1.RepairRestartKubelet
 		if s.OnHostLoss.Action == "Hold" {
 			p.OnLoss = verdict.Hold
 		}
@@ -237,6 +239,9 @@ var settings = []struct {
 	{"onHostLoss.approval", func(p verdict.Policy) string { return either(p.ManualApproval, "Manual", "Automatic") }},
 	{"onHostLoss.confirmAfterSeconds", func(p verdict.Policy) string { return strconv.Itoa(int(p.ConfirmAfter / time.Second)) }},
 	{"onHostLoss.minimumProof", func(p verdict.Policy) string { return p.MinimumProof.String() }},
+	{"onKubeletFailure.repair", func(p verdict.Policy) string {
+		return either(p.RestartKubelet, v1alpha1.RepairRestartKubelet, v1alpha1.RepairNone)
+	}},
 	{"onKubeletFailure.whenNotServing", func(p verdict.Policy) string { return either(p.NotServing == verdict.Hold, "Hold", "Fence") }},
 	{"onKubeletFailure.traffic", func(p verdict.Policy) string {
 		return either(p.KeepTraffic, v1alpha1.TrafficKeep, v1alpha1.TrafficFollow)

@@ -74,6 +74,20 @@ type Snapshot struct {
 	Successors []Successor
 	// Journal is what the open incident says, empty if there is none.
 	Journal Journal
+	// Repairs is what the journals of all hosts say of restarted kubelets.
+	Repairs Repairs
+}
+
+// Repairs is when kubelets were last restarted. What was only about to be done counts as done.
+type Repairs struct {
+	// Read is false where the journals could not be listed: nothing is known then.
+	Read bool
+	// Tried is true when this host's kubelet was restarted, Ago how long that is, and Failed when it is known not to have been.
+	Tried, Failed bool
+	Ago           time.Duration
+	// Elsewhere names the other host whose kubelet was restarted last, ElsewhereAgo ago; empty where none was.
+	Elsewhere    string
+	ElsewhereAgo time.Duration
 }
 
 // Host identifies a machine in one boot.

@@ -180,8 +180,8 @@ var groups = []struct {
 	what   string
 	brakes *[]brake
 }{
-	{"Fence", &doubting}, {"Fence", &confirming}, {"Fence", &fencing}, {"Fence", &isolating}, {"Release", &releasing}, {"Return", &returning}, {"Recover", &recovering},
-	{"Resolve", &resolving},
+	{"Fence", &doubting}, {"Fence", &confirming}, {"Fence", &patience}, {"Fence", &fencing}, {"Fence", &isolating}, {"Release", &releasing}, {"Return", &returning},
+	{"Recover", &recovering}, {"Resolve", &resolving}, {"Repair", &repairing},
 }
 
 // braked asks the brakes in order; the first that holds is told, and the others are not asked.

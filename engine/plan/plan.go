@@ -53,12 +53,14 @@ const (
 	TaintOutOfService
 	// DeletePod removes the pod object Target (a UID) with grace 0.
 	DeletePod
+	// RestartKubelet has the host's own agent restart its kubelet.
+	RestartKubelet
 )
 
 // String returns the name used in status and scenarios.
 func (k Kind) String() string {
 	names := [...]string{"Invalid", "OpenIncident", "Advance", "ArmHold", "DisarmHold", "KeepServing", "StopServing", "Settle", "Distrust", "RecordProof",
-		"Taint", "SwapTaint", "Untaint", "Close", "Isolate", "TaintOutOfService", "DeletePod"}
+		"Taint", "SwapTaint", "Untaint", "Close", "Isolate", "TaintOutOfService", "DeletePod", "RestartKubelet"}
 	if int(k) >= len(names) {
 		return names[0]
 	}
@@ -83,7 +85,7 @@ type Step struct {
 
 // Refusal is something that will not be done, and why. A refusal is an answer, not a silence.
 type Refusal struct {
-	// What is Reschedule, Fence, Release, Recover, Resolve or Return.
+	// What is Reschedule, Fence, Release, Recover, Resolve, Return or Repair.
 	What   string
 	Target string
 	// By is the name of the invariant or the setting that refuses; Refusals lists them all.
@@ -337,8 +339,9 @@ func (m *maker) wasFenced() bool {
 
 // living holds a host that lives, or fences it when it serves nothing and all apps ask for that.
 func (m *maker) living(notServing verdict.Careful, because string) {
-	if notServing != verdict.Act || !m.servesNothing() {
+	if notServing != verdict.Act || !m.servesNothing() || m.braked("Fence", patience) {
 		m.hold()
+		m.repair()
 		return
 	}
 	m.out.Next = nextHeld

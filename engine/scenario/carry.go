@@ -122,9 +122,38 @@ func (w *World) irreversible(s plan.Step) {
 		}
 	case plan.DeletePod:
 		w.deletePod(w.pod(s.Target))
+	case plan.RestartKubelet:
+		w.restartKubelet()
 	default:
 		panic(fmt.Sprintf("scenario: no way to carry out %s", s.Kind))
 	}
+}
+
+// restartKubelet has the host's agent do so, if it lives; the new kubelet speaks two seconds later.
+func (w *World) restartKubelet() {
+	w.repairs = repair{at: w.now}
+	if w.crashBeforeCall {
+		w.crashBeforeCall = false
+		w.tell("the leader dies after the journal and before the call")
+		w.restartObserver()
+		return
+	}
+	h := &w.host
+	if w.repairs.failed = !h.powered || !h.userspace || !h.agent; w.repairs.failed {
+		w.tell("the agent does not answer the order to restart the kubelet")
+		return
+	}
+	w.tell("the agent restarts the kubelet")
+	if h.beyondRepair {
+		return
+	}
+	boot := h.boot
+	w.after(2*time.Second, func() {
+		if h.powered && h.userspace && h.boot == boot {
+			h.kubelet, h.hung = true, false
+			w.postStatus()
+		}
+	})
 }
 
 // stepTo moves the incident; one that is over leaves no journal behind.

@@ -52,6 +52,10 @@ var phrases = []phrase{
 	{"userspace freezes", truth(func(w *World) { w.host.userspace = false })},
 	{"kubelet dies", truth(func(w *World) { w.host.kubelet = false })},
 	{"kubelet returns", truth(func(w *World) { w.host.kubelet = w.host.powered; w.postStatus() })},
+	{"kubelet's connection hangs", truth(func(w *World) { w.host.hung = true })},
+	{"kubelet's connection goes on", truth(func(w *World) { w.host.hung = false; w.postStatus() })},
+	{"kubelet comes back by no restart", truth(func(w *World) { w.host.beyondRepair = true })},
+	{"another host's kubelet is restarted", truth(func(w *World) { w.elsewhere = repair{at: w.now} })},
 	{"kubelet posts its status", truth(func(w *World) { w.postStatus() })},
 	{"runtime dies", truth(func(w *World) { w.host.runtimeDown = true; w.postStatus() })},
 	{"runtime returns", truth(func(w *World) { w.host.runtimeDown = false; w.postStatus() })},
@@ -222,6 +226,8 @@ func setPolicy(w *World, a []string) error {
 		p.ManualApproval = true
 	case "traffic=None":
 		p.KeepTraffic = false
+	case "repair=RestartKubelet":
+		p.RestartKubelet = true
 	case "mode=Enforce":
 		p.Shadow, p.Paused = false, false
 	case "mode=Shadow":

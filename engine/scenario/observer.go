@@ -234,6 +234,10 @@ func (w *World) Snapshot() evidence.Snapshot {
 		}
 	}
 	s.Witnesses = w.witnessesNow()
+	s.Repairs = evidence.Repairs{Read: s.Listed, Tried: w.repairs.at > 0, Failed: w.repairs.failed, Ago: w.now - w.repairs.at}
+	if w.elsewhere.at > 0 {
+		s.Repairs.Elsewhere, s.Repairs.ElsewhereAgo = "another", w.now-w.elsewhere.at
+	}
 	s.Cluster = w.clusterNow(w.Policy.Late(s.Lease))
 	return s
 }

@@ -53,6 +53,8 @@ type World struct {
 	successors   []evidence.Successor
 	attached     []evidence.Attachment
 	attestations []attestation
+	// repairs are restarts of kubelets, of this host's and of another's.
+	repairs, elsewhere repair
 	// cut are the methods that keep the host from the volumes they cover.
 	cut map[string]bool
 
@@ -91,6 +93,7 @@ type host struct {
 	powered, kernel, userspace, kubelet  bool
 	destroyed, agent                     bool
 	runtimeUnread, noStorage             bool
+	hung, beyondRepair                   bool // the kubelet's connection to the API; and the kubelet comes back by no restart
 	toAPI, toUs                          bool
 	runtimeDown                          bool
 	node                                 evidence.Node // the object: Ready, taints, identity as the API shows them
@@ -133,6 +136,12 @@ func (d *device) truth(w *World) evidence.PowerState {
 type attestation struct {
 	evidence.Attestation
 	made, holds time.Duration
+}
+
+// repair is the latest restart of a kubelet; at is zero where there was none.
+type repair struct {
+	at     time.Duration
+	failed bool
 }
 
 type cluster struct {
@@ -268,7 +277,7 @@ func (w *World) happen() {
 
 func (w *World) kubeletSpeaks() bool {
 	h := w.host
-	return h.powered && h.kernel && h.userspace && h.kubelet && h.toAPI
+	return h.powered && h.kernel && h.userspace && h.kubelet && h.toAPI && !h.hung
 }
 
 // postStatus is the kubelet posting its Node's status, if it can.

@@ -77,6 +77,8 @@ type Policy struct {
 	ManualApproval bool
 	// KeepTraffic puts endpoints back while the application's own probes pass and the kubelet cannot say so.
 	KeepTraffic bool
+	// RestartKubelet has the kubelet of a host that lives restarted, where that would help.
+	RestartKubelet bool
 }
 
 // Finding is what one rule says.
@@ -165,6 +167,9 @@ func (p Policy) measure(l evidence.Lease) time.Duration {
 func (p Policy) Late(l evidence.Lease) bool {
 	return l.Read && (l.Missing || l.Age > p.measure(l)*3/8)
 }
+
+// Expired reports whether the lease has run out, by its own duration or by StaleAfter: a kubelet that was well would have renewed it four times over.
+func (p Policy) Expired(l evidence.Lease) bool { return l.Read && l.Age > p.measure(l) }
 
 // Contrast is how long after a host's last sign of life some other host must have renewed its lease for the silence to be the host's own. It is five
 // sixteenths of the lease's duration: when a cluster falls silent all at once, a host that was well had renewed within the quarter before
