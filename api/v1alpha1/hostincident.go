@@ -89,6 +89,37 @@ type Attempt struct {
 	Message string `json:"message,omitempty"`
 }
 
+// RepairState is what is known about one restart of a kubelet.
+// +kubebuilder:validation:Enum=Intended;Withdrawn;Done;Failed;Unclear
+type RepairState string
+
+const (
+	// RepairIntended: journalled; the agent may or may not have been asked.
+	RepairIntended RepairState = "Intended"
+	// RepairWithdrawn: by a last look it was not owed any more; the agent was not asked.
+	RepairWithdrawn RepairState = "Withdrawn"
+	// RepairDone: the agent says that the restart was ordered, or is over.
+	RepairDone RepairState = "Done"
+	// RepairFailed: nothing was restarted.
+	RepairFailed RepairState = "Failed"
+	// RepairUnclear: no answer came; it may have been restarted.
+	RepairUnclear RepairState = "Unclear"
+)
+
+// Repair is one restart of the host's kubelet by its agent, journalled before it is asked for.
+type Repair struct {
+	// ID is unique in the incident.
+	ID         string       `json:"id"`
+	State      RepairState  `json:"state"`
+	IntendedAt metav1.Time  `json:"intendedAt"`
+	AnsweredAt *metav1.Time `json:"answeredAt,omitempty"`
+	// By names the leader that made it.
+	By string `json:"by,omitempty"`
+	// Because says why it was owed, and Message what the agent answered.
+	Because string `json:"because,omitempty"`
+	Message string `json:"message,omitempty"`
+}
+
 // ProofPart is what one method contributes to a proof.
 type ProofPart struct {
 	Method   string        `json:"method"`
@@ -181,7 +212,12 @@ type HostIncidentStatus struct {
 	// +listType=map
 	// +listMapKey=id
 	Attempts []Attempt `json:"attempts,omitempty"`
-	Proof    *Proof    `json:"proof,omitempty"`
+	// Repairs are restarts of the host's kubelet, the latest eight.
+	// +listType=map
+	// +listMapKey=id
+	// +kubebuilder:validation:MaxItems=8
+	Repairs []Repair `json:"repairs,omitempty"`
+	Proof   *Proof   `json:"proof,omitempty"`
 	// Distrusted methods lied in this incident; a human resets them by closing it.
 	// +listType=set
 	Distrusted []string `json:"distrusted,omitempty"`

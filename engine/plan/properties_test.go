@@ -44,7 +44,7 @@ func oneIn(t *rapid.T, n int, name string) bool { return rapid.IntRange(1, n).Dr
 // near one of two in which something irreversible is done, with only a few parts drawn anew: there it matters.
 func anySituation(t *rapid.T) situation {
 	s := drawn(t)
-	switch rapid.IntRange(0, 4).Draw(t, "near") {
+	switch rapid.IntRange(0, 5).Draw(t, "near") {
 	case 1:
 		return near(t, s, fencible())
 	case 2:
@@ -53,6 +53,8 @@ func anySituation(t *rapid.T) situation {
 		return near(t, s, releasableTogether())
 	case 4:
 		return near(t, s, attested())
+	case 5:
+		return near(t, s, repairable())
 	}
 	return s
 }
@@ -74,7 +76,8 @@ func near(t *rapid.T, s, base situation) situation {
 		{"node at", func() { base.seen.Node.At = s.seen.Node.At }}, {"second device", func() { base.seen.Power = append(base.seen.Power, s.seen.Power...) }},
 		{"coverage", func() { base.seen.Power[0].CoversHost = false }}, {"manual", func() { base.policy.ManualApproval = true }},
 		{"attestation", func() { base.seen.Attestations = s.seen.Attestations }}, {"proof asked for", func() { base.policy.MinimumProof = evidence.StrengthPowerOff }},
-		{"witnesses", func() { base.seen.Witnesses = s.seen.Witnesses }},
+		{"witnesses", func() { base.seen.Witnesses = s.seen.Witnesses }}, {"repairs", func() { base.seen.Repairs = s.seen.Repairs }},
+		{"own agent", func() { base.seen.Witnesses.Report = s.seen.Witnesses.Report }}, {"lease age", func() { base.seen.Lease.Age = s.seen.Lease.Age }},
 		{"paused", func() { base.policy.Paused = true }}, {"shadow", func() { base.policy.Shadow = true }},
 	}
 	for _, p := range parts {
@@ -141,6 +144,19 @@ func releasableTogether() situation {
 	return s
 }
 
+// repairable is a host that is held while its application serves, whose kubelet is well by the word of the host's own agent, and does not renew its lease.
+func repairable() situation {
+	s := fencible()
+	s.policy.RestartKubelet, s.policy.NotServing = true, verdict.Hold
+	s.seen.Port = evidence.Port{Answer: evidence.AnswerSpoke, Asked: now, HasAnswer: true, LastAnswer: now}
+	s.seen.Apps[0].Serving, s.seen.Apps[0].LastAnswer, s.seen.Apps[0].FailingFor = evidence.ServingYes, now, 0
+	s.seen.Journal.Step = evidence.StepHolding
+	s.seen.Repairs.Read = true
+	s.seen.Witnesses = evidence.Witnesses{On: true, Report: evidence.Report{Sign: evidence.Sign{Heard: true, NotBefore: ago(time.Second), NotAfter: now}, BootID: "b1",
+		Kubelet: evidence.PulseAlive, Runtime: evidence.PulseAlive, API: evidence.PulseAlive}}
+	return s
+}
+
 // attested is the silent host with a device that is silent too, and a human's word for its death.
 func attested() situation {
 	s := fencible()
@@ -175,6 +191,11 @@ func drawn(t *rapid.T) situation {
 	if oneIn(t, 2, "witnesses") {
 		s.seen.Witnesses = anyWitnesses(t, s.seen)
 	}
+	s.seen.Repairs = evidence.Repairs{Read: !oneIn(t, 6, "repairs unread"), Tried: oneIn(t, 2, "tried"), Failed: oneIn(t, 4, "repair failed"),
+		Ago: span(t, "tried ago") * 3, ElsewhereAgo: span(t, "elsewhere ago")}
+	if oneIn(t, 3, "elsewhere") {
+		s.seen.Repairs.Elsewhere = "other"
+	}
 	if oneIn(t, 8, "deaf") {
 		s.seen.Cluster.APISilent = 10 * time.Second
 	}
@@ -189,7 +210,8 @@ func drawn(t *rapid.T) situation {
 
 func anyPolicy(t *rapid.T) verdict.Policy {
 	p := verdict.Policy{ConfirmAfter: 15 * time.Second, MinimumProof: evidence.StrengthPowerOff, BlindPercent: 50, BlindAPISilent: 5 * time.Second,
-		Shadow: oneIn(t, 8, "shadow"), Paused: oneIn(t, 8, "paused"), ManualApproval: oneIn(t, 4, "manual"), KeepTraffic: true}
+		Shadow: oneIn(t, 8, "shadow"), Paused: oneIn(t, 8, "paused"), ManualApproval: oneIn(t, 4, "manual"), KeepTraffic: true,
+		RestartKubelet: oneIn(t, 2, "restart")}
 	if oneIn(t, 4, "minimum proof") {
 		p.MinimumProof = evidence.StrengthAttested
 	}
@@ -740,6 +762,54 @@ func TestTrafficIsNotStoppedByOurWordAlone(t *testing.T) {
 			}
 			if 2*failed <= s.seen.Witnesses.Expected {
 				t.Fatalf("%s is taken out, and %d of %d vantage points asked it in vain", step.Target, failed, s.seen.Witnesses.Expected)
+			}
+		}
+	})
+}
+
+// TestAKubeletIsRestartedWhereThatHelpsAndAllAllowIt: its lease has run out, the host's own agent says lately and of this boot that API and runtime answer there, no
+// Off command may be under way, and neither it nor another host's was restarted a moment ago.
+func TestAKubeletIsRestartedWhereThatHelpsAndAllAllowIt(t *testing.T) {
+	done := 0
+	check(t, func(t *rapid.T, s situation) {
+		found, p := s.decide()
+		if !has(p, plan.RestartKubelet) {
+			return
+		}
+		done++
+		r, own := s.seen.Repairs, s.seen.Witnesses.Report
+		helps := s.seen.Witnesses.On && own.Heard && own.BootID == "b1" && own.NotBefore >= ago(10*time.Second) && own.API == evidence.PulseAlive &&
+			own.Runtime == evidence.PulseAlive && own.Kubelet != evidence.PulseUnread
+		lately := !r.Read || (r.Tried && r.Ago < 10*time.Minute) || (r.Elsewhere != "" && r.ElsewhereAgo < time.Minute)
+		commanded := slices.ContainsFunc(s.seen.Journal.Attempts, func(a evidence.Attempt) bool {
+			spent := slices.ContainsFunc(p.Steps, func(x plan.Step) bool { return x.Kind == plan.Settle && x.Target == a.ID && x.As == evidence.AttemptSuperseded })
+			return !spent && a.State != evidence.AttemptFailed && a.State != evidence.AttemptSuperseded
+		})
+		if found.Class != verdict.KubeletDown || !helps || lately || commanded || s.seen.Lease.Age <= 40*time.Second || !s.seen.Journal.Open() || s.seen.Journal.ProofRecorded {
+			t.Fatalf("%s by %s: restarted: %v", found.Class, found.Rule(), p.Steps)
+		}
+		if !s.policy.RestartKubelet || s.policy.Paused || s.policy.Shadow || has(p, plan.Isolate, plan.Taint, plan.DeletePod, plan.TaintOutOfService) {
+			t.Fatalf("restarted against the policy or beside a fence: %v", p.Steps)
+		}
+	})
+	if done == 0 {
+		t.Error("no situation had a kubelet restarted")
+	}
+}
+
+// TestARestartMovesNoVerdict: when kubelets were restarted changes nothing of what is held of a host, releases nothing, and brings no fence forward.
+func TestARestartMovesNoVerdict(t *testing.T) {
+	check(t, func(t *rapid.T, s situation) {
+		without := s
+		without.seen.Repairs, without.policy.RestartKubelet = evidence.Repairs{}, false
+		found, p := s.decide()
+		foundWithout, pWithout := without.decide()
+		if found.Class != foundWithout.Class || found.Rule() != foundWithout.Rule() || found.Proof.Fresh != foundWithout.Proof.Fresh {
+			t.Fatalf("%s by %s becomes %s by %s", foundWithout.Class, foundWithout.Rule(), found.Class, found.Rule())
+		}
+		for _, k := range []plan.Kind{plan.Isolate, plan.Taint, plan.TaintOutOfService, plan.DeletePod} {
+			if has(p, k) && !has(pWithout, k) {
+				t.Fatalf("%s is done for a repair: %v", k, p.Steps)
 			}
 		}
 	})

@@ -25,6 +25,7 @@ var (
 		"app db-0 stops serving", "app db-0 serves", "app db-0 is not probed", "app db-1 stops serving", "others fall silent", "others renew",
 		"API falls silent", "API answers", "Node cannot be read", "Node can be read", "lease cannot be read", "lists cannot be read", "lists can be read",
 		"port is not asked", "leader changes", "leader changes", "leader dies before its next call", "human approves", "boot",
+		"kubelet's connection hangs", "kubelet's connection goes on",
 	}
 	witnessTroubles = []string{
 		"host is cut from the witnesses", "host reaches the witnesses", "agent dies", "agent returns", "witness w1 is cut from the host", "witness w2 is cut from the host",
@@ -32,7 +33,7 @@ var (
 		"witnesses die", "witnesses return",
 	}
 	deviceTroubles = []string{"obeys", "ignores commands", "refuses commands", "swallows commands", "loses its answers", "says Unreadable", "tells the truth", "does not say whose it is"}
-	settings       = []string{"whenNotServing=Fence", "onIsolation=Fence", "approval=Manual", "onHostLoss=Hold", "mode=Shadow", "mode=Enforce", "mode=Paused", "confirmAfter=5s", "confirmAfter=30s"}
+	settings       = []string{"whenNotServing=Fence", "onIsolation=Fence", "approval=Manual", "onHostLoss=Hold", "mode=Shadow", "mode=Enforce", "mode=Paused", "confirmAfter=5s", "confirmAfter=30s", "repair=RestartKubelet"}
 )
 
 // history is a world with what was said and done in it, for a report that can be read.

@@ -317,7 +317,7 @@ func (w *World) bootAs(boot string) {
 		if !here() {
 			return
 		}
-		h.kubelet = true
+		h.kubelet, h.hung = true, false
 		h.lastRenewal = w.now - renewEvery
 		w.postStatus()
 	})
