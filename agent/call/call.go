@@ -44,6 +44,11 @@ func (r *Refused) Error() string {
 	return fmt.Sprintf("refused: %d %s: %s", r.Status, http.StatusText(r.Status), r.Why)
 }
 
+// Is implements what errors.Is asks: a refusal is [wire.ErrNothingDone], unless the agent says that it tried.
+func (r *Refused) Is(target error) bool {
+	return target == wire.ErrNothingDone && r.Status != http.StatusInternalServerError
+}
+
 const (
 	// connectFor bounds opening a connection, and then the handshake. An agent on the same network takes milliseconds.
 	connectFor = 3 * time.Second
@@ -128,7 +133,8 @@ func (c *Client) Probe(ctx context.Context, address string, questions []wire.Que
 	return answer, nil
 }
 
-// Reset has the agent end connections to lost addresses, and let others go. It returns once that is done.
+// Reset has the agent end connections to lost addresses, and let others go. It returns once that is done. An error that is [wire.ErrNothingDone] says that it did
+// nothing.
 func (c *Client) Reset(ctx context.Context, address string, request wire.ResetRequest) (wire.ResetAnswer, error) {
 	var answer wire.ResetAnswer
 	err := c.order(ctx, url.URL{Host: address, Path: wire.PathReset}, wire.ResetMillis*time.Millisecond, request, &answer)
@@ -141,7 +147,7 @@ func (c *Client) Reset(ctx context.Context, address string, request wire.ResetRe
 	return answer, nil
 }
 
-// Restart has the agent restart its kubelet. With an error that is no [Refused] it may have done so.
+// Restart has the agent restart its kubelet. An error that is [wire.ErrNothingDone] says that it did not; after any other it may have.
 func (c *Client) Restart(ctx context.Context, address string, request wire.RestartRequest) (wire.RestartAnswer, error) {
 	var answer wire.RestartAnswer
 	err := c.order(ctx, url.URL{Host: address, Path: wire.PathRestart}, wire.RestartMillis*time.Millisecond, request, &answer)

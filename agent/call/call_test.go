@@ -205,8 +205,21 @@ func TestTheManagerHasThingsDone(t *testing.T) {
 		t.Errorf("%+v, %v", done, err)
 	}
 	var refused *call.Refused
-	if _, err := c.Restart(t.Context(), address, restart); !errors.As(err, &refused) || refused.Status != http.StatusConflict || refused.After <= 9*time.Minute {
+	if _, err := c.Restart(t.Context(), address, restart); !errors.As(err, &refused) || refused.Status != http.StatusConflict || refused.After <= 9*time.Minute || !errors.Is(err, wire.ErrNothingDone) {
 		t.Errorf("a second restart: %v", err)
+	}
+}
+
+// Whoever says that it tried may have done something.
+func TestAnAgentThatTriedMayHaveDoneSomething(t *testing.T) {
+	ca := newAuthority(t)
+	for status, nothing := range map[int]bool{http.StatusForbidden: true, http.StatusConflict: true, http.StatusTooManyRequests: true, http.StatusNotImplemented: true,
+		http.StatusServiceUnavailable: true, http.StatusInternalServerError: false} {
+		address, _ := rogue(t, made(t, ca, ca, wire.WitnessName("a"), time.Now()), func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", status) })
+		_, err := client(t, made(t, ca, ca, wire.ManagerName, time.Now())).Restart(t.Context(), address, wire.RestartRequest{BootID: "boot-a", Reason: "a test"})
+		if err == nil || errors.Is(err, wire.ErrNothingDone) != nothing {
+			t.Errorf("%d: %v", status, err)
+		}
 	}
 }
 

@@ -7,7 +7,10 @@
 // answers, up to the answer. Whoever asked takes the moment of asking less the age: the thing happened no earlier than that.
 package wire
 
-import "time"
+import (
+	"errors"
+	"time"
+)
 
 // Paths of the agent's API.
 const (
@@ -189,6 +192,9 @@ type RestartRequest struct {
 	// WindowMillis is in what time the kubelet is restarted once at most, whoever asks. Absent: WindowMillis.
 	WindowMillis int64 `json:"windowMillis,omitempty"`
 }
+
+// ErrNothingDone: the agent that was asked to act refused, or was not asked. After any other error it may have acted.
+var ErrNothingDone = errors.New("nothing was done")
 
 // RestartState is how far a restart came.
 type RestartState string

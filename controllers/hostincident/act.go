@@ -23,6 +23,7 @@ import (
 	logf "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/holdfast-dev/holdfast/admission"
+	"github.com/holdfast-dev/holdfast/agent/wire"
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/controllers/guard"
 	"github.com/holdfast-dev/holdfast/engine/evidence"
@@ -62,6 +63,9 @@ func (r *Reconciler) act(ctx context.Context, w *world, found verdict.Found, tod
 	}
 	if step.Kind == plan.Isolate {
 		return r.isolate(ctx, w, found, todo, step)
+	}
+	if step.Kind == plan.RestartKubelet {
+		return r.restart(ctx, w, found, todo, step)
 	}
 	if err := r.journal(ctx, w, found, todo); err != nil {
 		return err
@@ -541,6 +545,67 @@ func (r *Reconciler) answer(ctx context.Context, w *world, id string, state v1al
 	}
 	r.event(w, "Warning", "Isolate", "host %s: Off command %s is %s", w.seen.Host.Node, id, state)
 	return nil // record writes it
+}
+
+// restart has the host's agent restart its kubelet: journal it, look again, decide again, ask, journal the answer. The agent is asked within the deadline of a
+// driver's call, however long it takes: the host is looked at meanwhile by nobody else.
+func (r *Reconciler) restart(ctx context.Context, w *world, found verdict.Found, todo plan.Plan, step plan.Step) error {
+	p := v1alpha1.Repair{ID: nextRepair(w.incident.Status.Repairs), State: v1alpha1.RepairIntended, IntendedAt: metav1.Time{Time: r.Clock.Now()}, By: r.Self, Because: step.Because}
+	if err := r.intend(ctx, w, found, todo, step, p); err != nil {
+		return err
+	}
+	call, done := context.WithTimeout(ctx, r.CallDeadline)
+	defer done()
+	logf.FromContext(ctx).Info("Having the kubelet restarted", "host", w.seen.Host.Node, "boot", w.seen.Host.BootID, "because", step.Because)
+	answer, err := r.Witnesses.Restart(call, w.seen.Host.Node, wire.RestartRequest{BootID: w.seen.Host.BootID, Reason: shorten(step.Because, wire.ReasonBytes),
+		WindowMillis: (plan.RepairWindow - agentsLag).Milliseconds()})
+	switch {
+	case err == nil:
+		r.repaired(w, p.ID, v1alpha1.RepairDone, fmt.Sprintf("%s: %s", answer.By, answer.State))
+	case errors.Is(err, wire.ErrNothingDone):
+		r.repaired(w, p.ID, v1alpha1.RepairFailed, err.Error())
+	default:
+		r.repaired(w, p.ID, v1alpha1.RepairUnclear, err.Error())
+	}
+	return nil // record writes it
+}
+
+// intend journals a restart and decides again, one host at a time, so that each sees what the others have journalled.
+func (r *Reconciler) intend(ctx context.Context, w *world, found verdict.Found, todo plan.Plan, step plan.Step, p v1alpha1.Repair) error {
+	r.repairing.Lock()
+	defer r.repairing.Unlock()
+	w.incident.Status.Repairs = append(recent(w.incident.Status.Repairs), p)
+	if err := r.journal(ctx, w, found, todo); err != nil {
+		return err
+	}
+	_, err := r.lookAgain(ctx, w, step, p.ID)
+	if err != nil {
+		r.repaired(w, p.ID, v1alpha1.RepairWithdrawn, err.Error())
+	}
+	return err
+}
+
+// repaired notes what came of a restart; record writes it. A conflict there leaves it Intended, which counts as done.
+func (r *Reconciler) repaired(w *world, id string, state v1alpha1.RepairState, words string) {
+	for i := range w.incident.Status.Repairs {
+		if p := &w.incident.Status.Repairs[i]; p.ID == id {
+			p.State, p.Message, p.AnsweredAt = state, shorten(words, messageBytes), &metav1.Time{Time: r.Clock.Now()}
+		}
+	}
+	r.event(w, "Warning", "RestartKubelet", "host %s: restart %s of the kubelet is %s: %s", w.seen.Host.Node, id, state, shorten(words, messageBytes))
+}
+
+// agentsLag is how much later than the journal's the agent's window may begin: the next restart must not meet its end.
+const agentsLag = time.Minute
+
+// messageBytes is how much is said again of what an agent answers.
+const messageBytes = 400
+
+func shorten(words string, most int) string {
+	if len(words) <= most {
+		return words
+	}
+	return strings.ToValidUTF8(words[:most-len("…")], "") + "…"
 }
 
 // deletePod removes one pod object after proof: by UID and resource version, with grace 0, and with the finalizer of the hold taken off.

@@ -415,6 +415,9 @@ func (r *Reconciler) gatherPolicy(ctx context.Context, w *world, from client.Rea
 		w.counting = r.Clock.Now().Add(-time.Duration(window) * time.Second)
 	}
 	w.budget = r.gatherBudget(ctx, w, from, config.Spec.FenceBudget)
+	if w.policy.RestartKubelet {
+		r.gatherRepairs(ctx, w, from)
+	}
 	if w.incident != nil {
 		w.seen.Journal = r.gatherJournal(w)
 	}
@@ -457,6 +460,36 @@ func (r *Reconciler) gatherBudget(ctx context.Context, w *world, from client.Rea
 			}
 			if a.State != v1alpha1.AttemptFailed && a.PowerBefore != evidence.PowerOff.String() && a.IntendedAt.After(begin) {
 				out.Used++
+			}
+		}
+	}
+	return out
+}
+
+// gatherRepairs reads from all journals when kubelets were last restarted.
+func (r *Reconciler) gatherRepairs(ctx context.Context, w *world, from client.Reader) {
+	var list v1alpha1.HostIncidentList
+	if _, err := r.read(ctx, func(c context.Context) error { return from.List(c, &list) }); err == nil {
+		w.seen.Repairs = w.repairs(list.Items, r.Clock.Now())
+	}
+}
+
+// repairs are those of all journals but for the one in hand. What may have been done counts; a time in the future is now.
+func (w *world) repairs(list []v1alpha1.HostIncident, now time.Time) evidence.Repairs {
+	out := evidence.Repairs{Read: true}
+	for _, h := range list {
+		for _, p := range h.Status.Repairs {
+			ours := w.incident != nil && h.Name == w.incident.Name && p.ID == w.ignore
+			if ours || p.State == v1alpha1.RepairWithdrawn {
+				continue
+			}
+			ago := max(0, now.Sub(p.IntendedAt.Time))
+			if h.Spec.NodeName == w.seen.Host.Node {
+				if !out.Tried || ago < out.Ago {
+					out.Tried, out.Ago, out.Failed = true, ago, p.State == v1alpha1.RepairFailed
+				}
+			} else if out.Elsewhere == "" || ago < out.ElsewhereAgo {
+				out.Elsewhere, out.ElsewhereAgo = h.Spec.NodeName, ago
 			}
 		}
 	}

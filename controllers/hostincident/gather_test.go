@@ -6,11 +6,13 @@ package hostincident
 import (
 	"slices"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/engine/evidence"
 )
 
 // methods is a profile whose methods reach host a by the devices given, in order.
@@ -86,6 +88,63 @@ func TestAnAttemptIsOfTheDeviceThatWasCommanded(t *testing.T) {
 		}
 		if got := w.distrusted(); !slices.Equal(got, c.liars) {
 			t.Errorf("%s: distrusted are %q, want %q", says, got, c.liars)
+		}
+	}
+}
+
+func TestRestartsAreCountedFromAllJournals(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	one := func(id string, state v1alpha1.RepairState, ago time.Duration) v1alpha1.Repair {
+		return v1alpha1.Repair{ID: id, State: state, IntendedAt: metav1.Time{Time: now.Add(-ago)}}
+	}
+	incident := func(name, node string, repairs ...v1alpha1.Repair) v1alpha1.HostIncident {
+		return v1alpha1.HostIncident{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.HostIncidentSpec{NodeName: node}, Status: v1alpha1.HostIncidentStatus{Repairs: repairs}}
+	}
+	for says, c := range map[string]struct {
+		list []v1alpha1.HostIncident
+		want evidence.Repairs
+	}{
+		"none": {nil, evidence.Repairs{Read: true}},
+		"one that was done": {[]v1alpha1.HostIncident{incident("a-1", "a", one("restart-1", v1alpha1.RepairDone, time.Minute))},
+			evidence.Repairs{Read: true, Tried: true, Ago: time.Minute}},
+		"the latest, in whatever incident of the host": {[]v1alpha1.HostIncident{incident("a-1", "a", one("restart-1", v1alpha1.RepairFailed, time.Minute)),
+			incident("a-0", "a", one("restart-1", v1alpha1.RepairDone, time.Hour))}, evidence.Repairs{Read: true, Tried: true, Failed: true, Ago: time.Minute}},
+		"one of which nobody knows whether it was done": {[]v1alpha1.HostIncident{incident("a-1", "a", one("restart-1", v1alpha1.RepairIntended, time.Minute))},
+			evidence.Repairs{Read: true, Tried: true, Ago: time.Minute}},
+		"one without an answer": {[]v1alpha1.HostIncident{incident("a-1", "a", one("restart-1", v1alpha1.RepairUnclear, time.Minute))},
+			evidence.Repairs{Read: true, Tried: true, Ago: time.Minute}},
+		"one that was withdrawn":  {[]v1alpha1.HostIncident{incident("a-1", "a", one("restart-1", v1alpha1.RepairWithdrawn, time.Minute))}, evidence.Repairs{Read: true}},
+		"the one in hand":         {[]v1alpha1.HostIncident{incident("a-1", "a", one("restart-9", v1alpha1.RepairIntended, 0))}, evidence.Repairs{Read: true}},
+		"that name in another":    {[]v1alpha1.HostIncident{incident("a-0", "a", one("restart-9", v1alpha1.RepairDone, 0))}, evidence.Repairs{Read: true, Tried: true}},
+		"one of the future":       {[]v1alpha1.HostIncident{incident("a-0", "a", one("restart-1", v1alpha1.RepairDone, -time.Hour))}, evidence.Repairs{Read: true, Tried: true}},
+		"another host's":          {[]v1alpha1.HostIncident{incident("b-1", "b", one("restart-9", v1alpha1.RepairDone, time.Second))}, evidence.Repairs{Read: true, Elsewhere: "b", ElsewhereAgo: time.Second}},
+		"the latest of two hosts": {[]v1alpha1.HostIncident{incident("b-1", "b", one("restart-1", v1alpha1.RepairDone, time.Hour)), incident("c-1", "c", one("restart-1", v1alpha1.RepairDone, time.Second))}, evidence.Repairs{Read: true, Elsewhere: "c", ElsewhereAgo: time.Second}},
+	} {
+		w := &world{incident: &v1alpha1.HostIncident{ObjectMeta: metav1.ObjectMeta{Name: "a-1"}}, ignore: "restart-9"}
+		w.seen.Host.Node = "a"
+		if got := w.repairs(c.list, now); got != c.want {
+			t.Errorf("%s: %+v, want %+v", says, got, c.want)
+		}
+	}
+}
+
+func TestAJournalOfRestartsDoesNotGrow(t *testing.T) {
+	var list []v1alpha1.Repair
+	for n := range 30 {
+		p := v1alpha1.Repair{ID: nextRepair(list), State: v1alpha1.RepairDone}
+		if n%3 == 0 {
+			p.State = v1alpha1.RepairWithdrawn
+		}
+		if slices.ContainsFunc(list, func(other v1alpha1.Repair) bool { return other.ID == p.ID }) {
+			t.Errorf("%s is there twice", p.ID)
+		}
+		last := len(list) > 0 && list[len(list)-1].State == v1alpha1.RepairDone
+		before := list
+		if list = append(recent(list), p); len(list) > repairsAtMost {
+			t.Fatalf("%d restarts", len(list))
+		}
+		if last && list[len(list)-2].ID != before[len(before)-1].ID {
+			t.Errorf("the latest that was done is forgotten: %v", list)
 		}
 	}
 }

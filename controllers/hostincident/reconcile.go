@@ -55,6 +55,8 @@ type Reconciler struct {
 	began atomic.Int64
 	// fencing lets one Off command at a time be journalled and counted against the budget (invariant I5).
 	fencing sync.Mutex
+	// repairing lets one restart of a kubelet at a time be journalled and counted against those of other hosts.
+	repairing sync.Mutex
 }
 
 // Reconcile looks at one host.

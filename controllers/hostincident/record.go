@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -150,6 +151,26 @@ func idle(a v1alpha1.Attempt, later []v1alpha1.Attempt, counting time.Time) bool
 	default:
 		return false
 	}
+}
+
+// repairsAtMost is how many restarts of the kubelet a journal keeps; ten minutes pass between two that were done.
+const repairsAtMost = 8
+
+// recent leaves out the restarts that were withdrawn, and those beyond the latest, so that there is room for one more.
+func recent(repairs []v1alpha1.Repair) []v1alpha1.Repair {
+	out := slices.DeleteFunc(slices.Clone(repairs), func(p v1alpha1.Repair) bool { return p.State == v1alpha1.RepairWithdrawn })
+	return out[max(0, len(out)+1-repairsAtMost):]
+}
+
+// nextRepair is an ID that no restart in the journal has.
+func nextRepair(repairs []v1alpha1.Repair) string {
+	last := 0
+	for _, p := range repairs {
+		if n, err := strconv.Atoi(strings.TrimPrefix(p.ID, "restart-")); err == nil {
+			last = max(last, n)
+		}
+	}
+	return fmt.Sprintf("restart-%d", last+1)
 }
 
 // nextID is one that no attempt of the incident ever had.

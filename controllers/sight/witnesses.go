@@ -5,6 +5,7 @@ package sight
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -23,6 +24,8 @@ type Agent interface {
 	Await(ctx context.Context, address string, index uint64) (wire.View, error)
 	// Probe has it try questions; there is one answer to each, in their order.
 	Probe(ctx context.Context, address string, questions []wire.Question) (wire.ProbeAnswer, error)
+	// Restart has it restart the kubelet of its host. An error that is wire.ErrNothingDone says that it did not; after any other it may have.
+	Restart(ctx context.Context, address string, request wire.RestartRequest) (wire.RestartAnswer, error)
 	Close()
 }
 
@@ -303,6 +306,22 @@ func (w *Witnesses) expected(v *vantage) bool {
 		return true
 	}
 	return now.Sub(v.last) <= forgets && w.hosts[v.host.Node].Ready
+}
+
+// Restart has the agent of a host restart its kubelet, in the boot that the request names. An error that is wire.ErrNothingDone says that it did not.
+func (w *Witnesses) Restart(ctx context.Context, host string, request wire.RestartRequest) (wire.RestartAnswer, error) {
+	if w == nil {
+		return wire.RestartAnswer{}, fmt.Errorf("%w: there are no agents", wire.ErrNothingDone)
+	}
+	w.mu.Lock()
+	h, port, on := w.hosts[host], w.port, w.on
+	w.mu.Unlock()
+	if !on || h.Address == "" {
+		return wire.RestartAnswer{}, fmt.Errorf("%w: no agent is known on %s", wire.ErrNothingDone, host)
+	}
+	agent := w.Reach(host)
+	defer agent.Close()
+	return agent.Restart(ctx, address(h, port), request)
 }
 
 // choose names those that are to be asked; w.mu is held. Those that have answered and those of whom gossip says that they live come first; then the zone that

@@ -46,6 +46,8 @@ type stage struct {
 	views map[string]int
 	// hold keeps all from answering until it is closed; nil: they answer at once.
 	hold chan struct{}
+	// restarts are the orders to restart a kubelet, each with the Node and the address that it went to.
+	restarts []string
 }
 
 func newStage(clock *Clock) *stage {
@@ -176,6 +178,13 @@ func (a actor) Probe(_ context.Context, _ string, questions []wire.Question) (wi
 		out.Answers = append(out.Answers, answer)
 	}
 	return out, nil
+}
+
+func (a actor) Restart(_ context.Context, address string, request wire.RestartRequest) (wire.RestartAnswer, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.restarts = append(a.restarts, a.node+" at "+address+" in "+request.BootID)
+	return wire.RestartAnswer{Node: a.node, BootID: request.BootID, State: wire.RestartDone, By: "a test"}, nil
 }
 
 func (actor) Close() {}
@@ -561,5 +570,23 @@ func TestASuspicionWaitsForWords(t *testing.T) {
 	c.suspect() // and does not wait for ever
 	if s := c.seen(); s.WitnessesAnswering() != 0 || s.Witnesses.Expected != 3 {
 		t.Errorf("%+v", s.Witnesses)
+	}
+}
+
+func TestAKubeletIsRestartedByTheAgentOfItsOwnHost(t *testing.T) {
+	c := newCouncil(t, "a", "b")
+	order := wire.RestartRequest{BootID: "b1", Reason: "a test"}
+	answer, err := c.Restart(t.Context(), "h", order)
+	if want := "h at 192.0.2.1:7947 in b1"; err != nil || answer.Node != "h" || !slices.Equal(c.stage.restarts, []string{want}) {
+		t.Errorf("%+v, %v; asked: %q", answer, err, c.stage.restarts)
+	}
+	var none *Witnesses
+	for name, w := range map[string]*Witnesses{"a host that is not listed": c.Witnesses, "nobody": none, "agents that are not on": NewWitnesses(c.clock, func(string) {})} {
+		if answer, err := w.Restart(t.Context(), "x", order); !errors.Is(err, wire.ErrNothingDone) {
+			t.Errorf("%s: %+v, %v", name, answer, err)
+		}
+	}
+	if len(c.stage.restarts) != 1 {
+		t.Errorf("asked: %q", c.stage.restarts)
 	}
 }
