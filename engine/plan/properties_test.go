@@ -77,7 +77,8 @@ func near(t *rapid.T, s, base situation) situation {
 		{"coverage", func() { base.seen.Power[0].CoversHost = false }}, {"manual", func() { base.policy.ManualApproval = true }},
 		{"attestation", func() { base.seen.Attestations = s.seen.Attestations }}, {"proof asked for", func() { base.policy.MinimumProof = evidence.StrengthPowerOff }},
 		{"witnesses", func() { base.seen.Witnesses = s.seen.Witnesses }}, {"repairs", func() { base.seen.Repairs = s.seen.Repairs }},
-		{"own agent", func() { base.seen.Witnesses.Report = s.seen.Witnesses.Report }}, {"lease age", func() { base.seen.Lease.Age = s.seen.Lease.Age }},
+		{"own agent", func() { base.seen.Witnesses.Report = s.seen.Witnesses.Report }}, {"own agent's API", func() { base.seen.Witnesses.Report.API = s.seen.Witnesses.Report.API }},
+		{"lease age", func() { base.seen.Lease.Age = s.seen.Lease.Age }},
 		{"paused", func() { base.policy.Paused = true }}, {"shadow", func() { base.policy.Shadow = true }},
 	}
 	for _, p := range parts {
@@ -782,7 +783,9 @@ func TestAKubeletIsRestartedWhereThatHelpsAndAllAllowIt(t *testing.T) {
 			own.Runtime == evidence.PulseAlive && own.Kubelet != evidence.PulseUnread
 		lately := !r.Read || (r.Tried && r.Ago < 10*time.Minute) || (r.Elsewhere != "" && r.ElsewhereAgo < time.Minute)
 		commanded := slices.ContainsFunc(s.seen.Journal.Attempts, func(a evidence.Attempt) bool {
-			spent := slices.ContainsFunc(p.Steps, func(x plan.Step) bool { return x.Kind == plan.Settle && x.Target == a.ID && x.As == evidence.AttemptSuperseded })
+			spent := slices.ContainsFunc(p.Steps, func(x plan.Step) bool {
+				return x.Kind == plan.Settle && x.Target == a.ID && x.As == evidence.AttemptSuperseded
+			})
 			return !spent && a.State != evidence.AttemptFailed && a.State != evidence.AttemptSuperseded
 		})
 		if found.Class != verdict.KubeletDown || !helps || lately || commanded || s.seen.Lease.Age <= 40*time.Second || !s.seen.Journal.Open() || s.seen.Journal.ProofRecorded {
