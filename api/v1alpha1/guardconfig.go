@@ -67,6 +67,11 @@ type Witness struct {
 	// +kubebuilder:validation:MaxLength=100
 	// +kubebuilder:validation:Pattern=`^(/[A-Za-z0-9_-][A-Za-z0-9._-]*){2,}$`
 	RuntimeSocket string `json:"runtimeSocket,omitempty"`
+	// KubeletUnit is the systemd unit that is the kubelet on every host, as kubelet.service. With it agents reach the system's D-Bus and can restart the kubelet
+	// (onKubeletFailure.repair). Without it they restart nothing.
+	// +kubebuilder:validation:MaxLength=100
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9:_.@-]+\.service$`
+	KubeletUnit string `json:"kubeletUnit,omitempty"`
 }
 
 // GuardConfigSpec holds what concerns the whole cluster.

@@ -242,6 +242,14 @@ var refusals = []struct {
 		"spec.witness.runtimeSocket in body should match",
 	},
 	{
+		"agents that restart what is no service", validConfig, []string{"spec.witness.kubeletUnit=kubelet.target"},
+		"spec.witness.kubeletUnit in body should match",
+	},
+	{
+		"agents that restart a unit by a path", validConfig, []string{"spec.witness.kubeletUnit=../sshd.service"},
+		"spec.witness.kubeletUnit in body should match",
+	},
+	{
 		"an incident whose name is no label value", validIncident, []string{"metadata.name=" + strings.Repeat("x", 64)},
 		"metadata.name must not be longer than 63 characters: held pods carry it as a label",
 	},

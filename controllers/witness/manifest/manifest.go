@@ -45,6 +45,8 @@ const (
 	pathIdentity = "/var/run/holdfast"
 	pathRuntime  = "/host/runtime"
 	pathBootID   = "/host/boot_id"
+	pathBus      = "/host/bus"
+	hostBus      = "/run/dbus"
 	hostBootID   = "/proc/sys/kernel/random/boot_id"
 )
 
@@ -88,6 +90,21 @@ func (w Wanted) DaemonSet() *appsv1.DaemonSet {
 }
 
 func (w Wanted) pod() corev1.PodSpec {
+	pod := w.plain()
+	if unit := w.Settings.KubeletUnit; unit != "" {
+		c := &pod.Containers[0]
+		c.Args = append(c.Args, "--kubelet-restart=systemd:"+unit, "--system-bus="+path.Join(pathBus, "system_bus_socket"))
+		// The directory, since a bus that starts anew makes its socket anew.
+		pod.Volumes = append(pod.Volumes, host("bus", hostBus, corev1.HostPathDirectory))
+		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: "bus", MountPath: pathBus, ReadOnly: true, MountPropagation: ptr.To(corev1.MountPropagationHostToContainer)})
+		// With AppArmor the bus refuses whom the profile of containers does not let speak to it.
+		c.SecurityContext.AppArmorProfile = &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeUnconfined}
+	}
+	return pod
+}
+
+// plain is the pod of agents that restart nothing.
+func (w Wanted) plain() corev1.PodSpec {
 	return corev1.PodSpec{
 		ServiceAccountName: Name,
 		PriorityClassName:  "holdfast",
@@ -145,10 +162,11 @@ func (w Wanted) container() corev1.Container {
 	}
 }
 
+func host(name, path string, kind corev1.HostPathType) corev1.Volume {
+	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: path, Type: &kind}}}
+}
+
 func (w Wanted) volumes() []corev1.Volume {
-	host := func(name, path string, kind corev1.HostPathType) corev1.Volume {
-		return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: path, Type: &kind}}}
-	}
 	return []corev1.Volume{
 		{Name: "cluster", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: Name}}}},
 		{Name: "keys", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: Keys, DefaultMode: ptr.To[int32](0o400)}}},
