@@ -92,6 +92,10 @@ func (g gossiper) Probe(_ context.Context, _ string, questions []wire.Question) 
 	return out, nil
 }
 
+func (gossiper) Restart(context.Context, string, wire.RestartRequest) (wire.RestartAnswer, error) {
+	return wire.RestartAnswer{}, wire.ErrNothingDone
+}
+
 func (gossiper) Close() {}
 
 // watch is a manager of one host that is well by everything but what agents say.

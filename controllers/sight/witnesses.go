@@ -308,22 +308,6 @@ func (w *Witnesses) expected(v *vantage) bool {
 	return now.Sub(v.last) <= forgets && w.hosts[v.host.Node].Ready
 }
 
-// Restart has the agent of a host restart its kubelet, in the boot that the request names. An error that is wire.ErrNothingDone says that it did not.
-func (w *Witnesses) Restart(ctx context.Context, host string, request wire.RestartRequest) (wire.RestartAnswer, error) {
-	if w == nil {
-		return wire.RestartAnswer{}, fmt.Errorf("%w: there are no agents", wire.ErrNothingDone)
-	}
-	w.mu.Lock()
-	h, port, on := w.hosts[host], w.port, w.on
-	w.mu.Unlock()
-	if !on || h.Address == "" {
-		return wire.RestartAnswer{}, fmt.Errorf("%w: no agent is known on %s", wire.ErrNothingDone, host)
-	}
-	agent := w.Reach(host)
-	defer agent.Close()
-	return agent.Restart(ctx, address(h, port), request)
-}
-
 // choose names those that are to be asked; w.mu is held. Those that have answered and those of whom gossip says that they live come first; then the zone that
 // has the fewest. Who does not answer makes room for another for a while.
 func (w *Witnesses) choose() []Host {
@@ -370,4 +354,20 @@ func (w *Witnesses) worth(h Host, inZone map[string]int) int {
 		worth += 1000
 	}
 	return worth
+}
+
+// Restart has the agent of a host restart its kubelet, in the boot that the request names. An error that is wire.ErrNothingDone says that it did not.
+func (w *Witnesses) Restart(ctx context.Context, host string, request wire.RestartRequest) (wire.RestartAnswer, error) {
+	if w == nil {
+		return wire.RestartAnswer{}, fmt.Errorf("%w: there are no agents", wire.ErrNothingDone)
+	}
+	w.mu.Lock()
+	h, port, on := w.hosts[host], w.port, w.on
+	w.mu.Unlock()
+	if !on || h.Address == "" {
+		return wire.RestartAnswer{}, fmt.Errorf("%w: no agent is known on %s", wire.ErrNothingDone, host)
+	}
+	agent := w.Reach(host)
+	defer agent.Close()
+	return agent.Restart(ctx, address(h, port), request)
 }
