@@ -22,7 +22,7 @@ import (
 // book is hosts as a knows them, in a time that goes on when the test says so.
 func book() (*hosts, *clocktesting.FakeClock) {
 	clk := clocktesting.NewFakeClock(time.Unix(1_700_000_000, 0))
-	return newHosts(factsOf("a", "a1"), "192.0.2.1:7946", clk), clk
+	return newHosts(factsOf("a", "a1"), "192.0.2.1:7948", clk), clk
 }
 
 // age of when a host was heard, -1 if never.
@@ -35,7 +35,7 @@ func age(h *hosts, node string) int64 {
 
 func TestTheWordOfOthersDatesNobody(t *testing.T) {
 	h, clk := book()
-	h.joined(factsOf("b", "b1"), "192.0.2.2:7946")
+	h.joined(factsOf("b", "b1"), "192.0.2.2:7948")
 	if got := age(h, "b"); got != -1 {
 		t.Fatalf("b never answered, and was heard %d ms ago", got)
 	}
@@ -43,10 +43,10 @@ func TestTheWordOfOthersDatesNobody(t *testing.T) {
 	clk.Step(3 * time.Second)
 	changed := factsOf("b", "b1")
 	changed.Kubelet, changed.Revision = wire.Dead, 2
-	h.joined(changed, "192.0.2.2:7946")
+	h.joined(changed, "192.0.2.2:7948")
 	h.suspect("b")
 	h.left("b")
-	h.joined(changed, "192.0.2.2:7946")
+	h.joined(changed, "192.0.2.2:7948")
 	if got := age(h, "b"); got != 3000 {
 		t.Fatalf("b answered 3000 ms ago, and was heard %d ms ago", got)
 	}
@@ -54,7 +54,7 @@ func TestTheWordOfOthersDatesNobody(t *testing.T) {
 
 func TestAnAnswerIsOfABoot(t *testing.T) {
 	h, clk := book()
-	h.joined(factsOf("b", "b1"), "192.0.2.2:7946")
+	h.joined(factsOf("b", "b1"), "192.0.2.2:7948")
 	for _, boot := range []string{"b2", ""} {
 		if h.heard("b", boot, clk.Now()) || age(h, "b") != -1 {
 			t.Fatalf("an answer of boot %q is taken for one of b1", boot)
@@ -64,7 +64,7 @@ func TestAnAnswerIsOfABoot(t *testing.T) {
 		t.Fatal("an answer of b1 is not taken")
 	}
 	clk.Step(time.Second)
-	h.joined(factsOf("b", "b2"), "192.0.2.2:7946")
+	h.joined(factsOf("b", "b2"), "192.0.2.2:7948")
 	if got := of(h.now(), "b"); got.HeardAge != nil || got.StateAge != 0 || got.BootID != "b2" {
 		t.Fatalf("the second boot begins with what the first one left: %+v", got)
 	}
@@ -78,7 +78,7 @@ func TestAnAnswerIsOfABoot(t *testing.T) {
 
 func TestAnOldAnswerMakesNobodyOlder(t *testing.T) {
 	h, clk := book()
-	h.joined(factsOf("b", "b1"), "192.0.2.2:7946")
+	h.joined(factsOf("b", "b1"), "192.0.2.2:7948")
 	h.heard("b", "b1", clk.Now())
 	h.heard("b", "b1", clk.Now().Add(-time.Minute))
 	if got := age(h, "b"); got != 0 {
@@ -88,7 +88,7 @@ func TestAnOldAnswerMakesNobodyOlder(t *testing.T) {
 
 func TestAgesAreRoundedUp(t *testing.T) {
 	h, clk := book()
-	h.joined(factsOf("b", "b1"), "192.0.2.2:7946")
+	h.joined(factsOf("b", "b1"), "192.0.2.2:7948")
 	h.heard("b", "b1", clk.Now())
 	clk.Step(1500 * time.Microsecond)
 	if got := of(h.now(), "b"); *got.HeardAge != 2 || got.StateAge != 2 {
@@ -98,7 +98,7 @@ func TestAgesAreRoundedUp(t *testing.T) {
 
 func TestASuspicionEndsWithAnAnswer(t *testing.T) {
 	h, clk := book()
-	h.joined(factsOf("b", "b1"), "192.0.2.2:7946")
+	h.joined(factsOf("b", "b1"), "192.0.2.2:7948")
 	if !h.suspect("b") || h.suspect("b") || h.suspect("a") || h.suspect("nobody") {
 		t.Fatal("a suspicion is news once, and never of this host or of nobody")
 	}
@@ -115,7 +115,7 @@ func TestASuspicionEndsWithAnAnswer(t *testing.T) {
 
 func TestTheDeadStayInTheViewForLong(t *testing.T) {
 	h, clk := book()
-	h.joined(factsOf("b", "b1"), "192.0.2.2:7946")
+	h.joined(factsOf("b", "b1"), "192.0.2.2:7948")
 	h.heard("b", "b1", clk.Now())
 	h.left("b")
 	clk.Step(15 * time.Minute)
@@ -143,7 +143,7 @@ func TestAFarewellIsOfABootAndOfTheMoment(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h, clk := book()
-			h.joined(factsOf("b", "b1"), "192.0.2.2:7946")
+			h.joined(factsOf("b", "b1"), "192.0.2.2:7948")
 			h.farewell("b", c.boot)
 			clk.Step(c.late)
 			h.left("b")
@@ -166,7 +166,7 @@ func TestAFarewellMayComeAfterTheDeathThatItIsAbout(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h, clk := book()
-			h.joined(factsOf("b", "b1"), "192.0.2.2:7946")
+			h.joined(factsOf("b", "b1"), "192.0.2.2:7948")
 			h.left("b")
 			clk.Step(c.late)
 			before := h.now().Index
@@ -189,14 +189,14 @@ func TestTheIndexGrowsWithWhatIsSeenAndWithNothingElse(t *testing.T) {
 		}
 	}
 	b := factsOf("b", "b1")
-	grows("a new host", true, func() { h.joined(b, "192.0.2.2:7946") })
-	grows("the same again", false, func() { h.joined(b, "192.0.2.2:7946") })
+	grows("a new host", true, func() { h.joined(b, "192.0.2.2:7948") })
+	grows("the same again", false, func() { h.joined(b, "192.0.2.2:7948") })
 	grows("an answer", false, func() { h.heard("b", "b1", clk.Now()) })
 	grows("time", false, func() { clk.Step(time.Second) })
 	grows("a suspicion", true, func() { h.suspect("b") })
 	grows("a death", true, func() { h.left("b") })
-	grows("its return", true, func() { h.joined(b, "192.0.2.2:7946") })
-	grows("the word of others on this host", false, func() { h.joined(factsOf("a", "a2"), "192.0.2.9:7946"); h.left("a") })
+	grows("its return", true, func() { h.joined(b, "192.0.2.2:7948") })
+	grows("the word of others on this host", false, func() { h.joined(factsOf("a", "a2"), "192.0.2.9:7948"); h.left("a") })
 	own := factsOf("a", "a1")
 	own.Kubelet = wire.Dead
 	grows("own facts", true, func() { h.setOwn(own) })
@@ -216,7 +216,7 @@ func TestAwaitAnswersAtOnceWhenTheIndexIsAnother(t *testing.T) {
 	}
 	got := make(chan wire.View)
 	go func() { got <- h.await(t.Context(), index) }()
-	h.joined(factsOf("b", "b1"), "192.0.2.2:7946")
+	h.joined(factsOf("b", "b1"), "192.0.2.2:7948")
 	if view := <-got; view.Index == index || len(view.Hosts) != 2 {
 		t.Fatalf("after a change: %+v", view)
 	}
@@ -270,8 +270,8 @@ func TestWhatIsNoFacts(t *testing.T) {
 
 func TestSeeds(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "seeds")
-	put(t, path, "192.0.2.1\n\n# the first rack\n192.0.2.2:17946\n2001:db8::1\n[2001:db8::2]:17946\n")
-	want := []string{"192.0.2.1:7946", "192.0.2.2:17946", "[2001:db8::1]:7946", "[2001:db8::2]:17946"}
+	put(t, path, "192.0.2.1\n\n# the first rack\n192.0.2.2:17948\n2001:db8::1\n[2001:db8::2]:17948\n")
+	want := []string{"192.0.2.1:7948", "192.0.2.2:17948", "[2001:db8::1]:7948", "[2001:db8::2]:17948"}
 	if got, err := readSeeds(path, wire.GossipPort); err != nil || !slices.Equal(got, want) {
 		t.Fatalf("got %q, %v", got, err)
 	}

@@ -3,9 +3,10 @@
 
 package wire
 
-// Ports of the agents, where nothing else is configured.
+// Ports of the agents, where nothing else is configured. They are not memberlist's own 7946: others that use memberlist on the host network, as MetalLB does,
+// have that one.
 const (
-	GossipPort = 7946
+	GossipPort = 7948
 	Port       = 7947
 )
 

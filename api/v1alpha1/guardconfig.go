@@ -53,7 +53,7 @@ type Witness struct {
 	// +kubebuilder:default=false
 	Enabled bool `json:"enabled,omitempty"`
 	// GossipPort is the UDP and TCP port on which the agents of all hosts hear each other.
-	// +kubebuilder:default=7946
+	// +kubebuilder:default=7948
 	// +kubebuilder:validation:Minimum=1024
 	// +kubebuilder:validation:Maximum=65535
 	GossipPort int32 `json:"gossipPort,omitempty"`
@@ -87,7 +87,7 @@ type GuardConfigSpec struct {
 	LeaseStaleSeconds int32 `json:"leaseStaleSeconds,omitempty"`
 	// +kubebuilder:default={perNode: 10, maxAgeSeconds: 2592000}
 	IncidentRetention IncidentRetention `json:"incidentRetention,omitempty,omitzero"`
-	// +kubebuilder:default={enabled: false, gossipPort: 7946, port: 7947, runtimeSocket: "/run/containerd/containerd.sock"}
+	// +kubebuilder:default={enabled: false, gossipPort: 7948, port: 7947, runtimeSocket: "/run/containerd/containerd.sock"}
 	Witness Witness `json:"witness,omitempty,omitzero"`
 }
 

@@ -226,7 +226,7 @@ var refusals = []struct {
 		"spec.fenceBudget.windowSeconds in body should be greater than or equal to 60",
 	},
 	{
-		"one port for gossip and API of the agents", validConfig, []string{"spec.witness.port=7946"},
+		"one port for gossip and API of the agents", validConfig, []string{"spec.witness.port=7948"},
 		"gossipPort and port are both TCP ports of the host: they must differ",
 	},
 	{

@@ -75,7 +75,7 @@ func TestDefaultsOfAProfileAndOfTheConfig(t *testing.T) {
 
 		IncidentRetention: v1alpha1.IncidentRetention{PerNode: 10, MaxAgeSeconds: 30 * 24 * 3600},
 
-		Witness: v1alpha1.Witness{GossipPort: 7946, Port: 7947, RuntimeSocket: "/run/containerd/containerd.sock"},
+		Witness: v1alpha1.Witness{GossipPort: 7948, Port: 7947, RuntimeSocket: "/run/containerd/containerd.sock"},
 	}
 	if config.Spec != want {
 		t.Errorf("a config without spec is %+v, want %+v", config.Spec, want)
