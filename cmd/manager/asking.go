@@ -174,7 +174,7 @@ func roll(ctx context.Context, from client.Reader) (sight.Roll, error) {
 }
 
 func hostOf(n *corev1.Node) sight.Host {
-	h := sight.Host{Node: n.Name, Zone: n.Labels[corev1.LabelTopologyZone]}
+	h := sight.Host{Node: n.Name, Zone: n.Labels[corev1.LabelTopologyZone], NoAgent: n.Labels[corev1.LabelOSStable] != "linux"}
 	for _, a := range n.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP && h.Address == "" {
 			h.Address = a.Address

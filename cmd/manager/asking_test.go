@@ -95,7 +95,7 @@ func TestTheRollIsOfTheGuardConfigAndTheNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	node := func(name string, ready corev1.ConditionStatus, addresses ...corev1.NodeAddress) *corev1.Node {
-		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelTopologyZone: "z-" + name}},
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelTopologyZone: "z-" + name, corev1.LabelOSStable: "linux"}},
 			Status: corev1.NodeStatus{Addresses: addresses, Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}}}}
 	}
 	config := &v1alpha1.GuardConfig{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.GuardConfigName}}
@@ -103,7 +103,9 @@ func TestTheRollIsOfTheGuardConfigAndTheNodes(t *testing.T) {
 		node("a", corev1.ConditionTrue, corev1.NodeAddress{Type: corev1.NodeHostName, Address: "a"}, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: "10.0.0.1"},
 			corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: "fd00::1"}),
 		node("b", corev1.ConditionUnknown),
+		node("w", corev1.ConditionTrue),
 	}
+	nodes[2].SetLabels(map[string]string{corev1.LabelOSStable: "windows"})
 	read := func(objects ...client.Object) (sight.Roll, error) {
 		return roll(t.Context(), fake.NewClientBuilder().WithScheme(scheme).WithObjects(append(nodes, objects...)...).Build())
 	}
@@ -114,7 +116,7 @@ func TestTheRollIsOfTheGuardConfigAndTheNodes(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	config.Spec.Witness = v1alpha1.Witness{Enabled: true, Port: 4711}
-	want := sight.Roll{On: true, Port: 4711, Hosts: []sight.Host{{Node: "a", Address: "10.0.0.1", Zone: "z-a", Ready: true}, {Node: "b", Zone: "z-b"}}}
+	want := sight.Roll{On: true, Port: 4711, Hosts: []sight.Host{{Node: "a", Address: "10.0.0.1", Zone: "z-a", Ready: true}, {Node: "b", Zone: "z-b"}, {Node: "w", Ready: true, NoAgent: true}}}
 	if got, err := read(config); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v", got, err)
 	}

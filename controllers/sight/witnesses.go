@@ -36,6 +36,8 @@ type Host struct {
 	Zone    string
 	// Ready is false while the API says that its kubelet is not heard, or not well.
 	Ready bool
+	// NoAgent is true where none is run, as on a host that has no Linux: nobody is asked there.
+	NoAgent bool
 }
 
 // Roll is which hosts there are, and where their agents listen.
@@ -311,7 +313,7 @@ func (w *Witnesses) expected(v *vantage) bool {
 // choose names those that are to be asked; w.mu is held. Those that have answered and those of whom gossip says that they live come first; then the zone that
 // has the fewest. Who does not answer makes room for another for a while.
 func (w *Witnesses) choose() []Host {
-	candidates := slices.DeleteFunc(slices.SortedFunc(maps.Values(w.hosts), byName), func(h Host) bool { return h.Address == "" })
+	candidates := slices.DeleteFunc(slices.SortedFunc(maps.Values(w.hosts), byName), func(h Host) bool { return h.Address == "" || h.NoAgent })
 	others := slices.DeleteFunc(slices.Clone(candidates), func(h Host) bool { return h.Node == w.OwnHost })
 	if len(others) > fewVantages {
 		candidates = others

@@ -499,6 +499,23 @@ func TestThoseThatAreAskedAreSpreadOverZonesAndAnswer(t *testing.T) {
 	}
 }
 
+func TestNobodyIsAskedWhereNoAgentIsRun(t *testing.T) {
+	c := prepare(t, "a", "b", "c")
+	for i := range c.roll.Hosts {
+		c.roll.Hosts[i].NoAgent = c.roll.Hosts[i].Node == "a"
+	}
+	reach := c.Reach
+	c.Reach = func(node string) Agent {
+		if node == "a" {
+			t.Error("the host without an agent is asked")
+		}
+		return reach(node)
+	}
+	c.begin()
+	c.until("the others to answer", func() bool { return c.Of("h").Expected == 2 })
+	c.pass(2 * rollEvery)
+}
+
 func TestOnesOwnHostSeesNoMoreThanOneself(t *testing.T) {
 	for _, test := range []struct {
 		agents []string // beside the one on "h"
