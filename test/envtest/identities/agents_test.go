@@ -160,8 +160,12 @@ func process(t *testing.T, cluster *envtest.Cluster, program string, settings ma
 	}
 	manager := call.New("node-1", managers(t, cluster))
 	defer manager.Close()
-	view, err := manager.View(t.Context(), net.JoinHostPort("127.0.0.2", port))
-	if err != nil || view.Node != "node-1" || len(view.Hosts) != 1 || view.Hosts[0].API != wire.Alive {
+	var view wire.View
+	wrong := wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) { // it may not have asked the API yet
+		view, err = manager.View(ctx, net.JoinHostPort("127.0.0.2", port))
+		return err == nil && view.Node == "node-1" && len(view.Hosts) == 1 && view.Hosts[0].API == wire.Alive, nil
+	})
+	if wrong != nil {
 		t.Errorf("it sees %+v, %v", view, err)
 	}
 }
