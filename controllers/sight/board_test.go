@@ -200,8 +200,15 @@ const podUID = "uid-1"
 
 func newRig(t *testing.T, startup int32, probes ...v1alpha1.Probe) *rig {
 	t.Helper()
+	return newRigThat(t, func(*rig) {}, startup, probes...)
+}
+
+// newRigThat is prepared before its pod is asked for the first time.
+func newRigThat(t *testing.T, prepare func(*rig), startup int32, probes ...v1alpha1.Probe) *rig {
+	t.Helper()
 	source, clock := stepped()
 	r := &rig{source: source, asked: make(chan struct{}, 100), changed: make(chan string, 100)}
+	prepare(r)
 	r.board = NewBoard(clock, func(host string) { r.changed <- host })
 	r.board.Dial = func(context.Context, string, string) (net.Conn, error) {
 		defer func() { r.asked <- struct{}{} }()
@@ -313,8 +320,7 @@ func TestTheFirstFailureIsTold(t *testing.T) {
 }
 
 func TestAStartingPodDoesNotFail(t *testing.T) {
-	r := newRig(t, 4, sql(1, 1))
-	r.fail(&net.OpError{Op: "dial", Err: syscall.ETIMEDOUT})
+	r := newRigThat(t, func(r *rig) { r.fail(&net.OpError{Op: "dial", Err: syscall.ETIMEDOUT}) }, 4, sql(1, 1))
 	first(t, r)
 	for second := 1; second <= 3; second++ {
 		if a := r.round(t); a.Serving != evidence.ServingUnread && second > 1 {
