@@ -63,7 +63,8 @@ func (s *sighting) state() (reason, message string) {
 	case st.ObservedGeneration < s.agents.Generation || all == 0:
 		return v1alpha1.ReasonRollingOut, "the agents are on their way"
 	case st.UpdatedNumberScheduled < all:
-		return v1alpha1.ReasonRollingOut, fmt.Sprintf("%d of %d hosts have an agent of the present settings", st.UpdatedNumberScheduled, all)
+		return v1alpha1.ReasonRollingOut, fmt.Sprintf("%d of %d hosts have an agent of the present settings; if it stays so: kubectl describe daemonset -n %s",
+			st.UpdatedNumberScheduled, all, manifest.Namespace)
 	case st.NumberReady < all:
 		return v1alpha1.ReasonWitnessesUnready, fmt.Sprintf("%d of %d agents are ready: kubectl get pods -n %s -o wide", st.NumberReady, all, manifest.Namespace)
 	default:

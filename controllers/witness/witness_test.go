@@ -194,6 +194,7 @@ func TestTheAgentsComeAsTheGuardConfigAsksAndGoAgain(t *testing.T) {
 		reason, words           string
 	}{
 		{2, 1, 1, metav1.ConditionFalse, v1alpha1.ReasonRollingOut, "1 of 2 hosts"},
+		{2, 0, 0, metav1.ConditionFalse, v1alpha1.ReasonRollingOut, "kubectl describe daemonset -n holdfast-witness"}, // as where their pods are refused
 		{2, 2, 1, metav1.ConditionFalse, v1alpha1.ReasonWitnessesUnready, "1 of 2 agents"},
 		{2, 2, 2, metav1.ConditionTrue, v1alpha1.ReasonWitnessesReady, "2 agents"},
 	} {
