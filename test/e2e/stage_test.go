@@ -66,8 +66,11 @@ func raise(t *testing.T) *stage.Stage {
 		ctx, cancel := context.WithTimeout(context.Background(), raiseWithin)
 		defer cancel()
 		begin := time.Now()
-		theatre.Stage, theatre.err = stage.Raise(ctx, stage.Options{Lab: theatre.name, Timings: timings(), APIServers: 2, FenceBudget: 50,
+		theatre.Stage, theatre.err = stage.Raise(ctx, stage.Options{Lab: theatre.name, Timings: timings(), APIServers: 2, FenceBudget: 50, Witnesses: *full,
 			Progress: func(line string) { fmt.Fprintln(os.Stderr, line) }})
+		if theatre.err == nil && *full { // their image is there now; who plays with them calls them
+			theatre.err = theatre.Stage.Witnesses(ctx, false)
+		}
 		if theatre.err != nil && theatre.Stage != nil {
 			t.Log(theatre.Diagnose(ctx))
 		}
