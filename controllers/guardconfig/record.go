@@ -33,7 +33,7 @@ func (r *Reconciler) record(ctx context.Context, s *sighting) error {
 		c.Message = fmt.Sprintf("a canary was refused everything by %d API server(s)", len(s.proof.Servers))
 	}
 	if len(c.Message) > 4000 {
-		c.Message = c.Message[:4000]
+		c.Message = strings.ToValidUTF8(c.Message[:4000], "") // not in the middle of a character
 	}
 	report.Set(&st.Conditions, c)
 	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: c.Status, Reason: c.Reason, Message: c.Message, ObservedGeneration: s.config.Generation, LastTransitionTime: now}

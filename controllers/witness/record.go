@@ -6,6 +6,7 @@ package witness
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,7 +27,7 @@ func (r *Reconciler) record(ctx context.Context, s *sighting) (settled bool, err
 	}
 	settled = c.Reason == v1alpha1.ReasonWitnessesReady || c.Reason == v1alpha1.ReasonWitnessesDisabled
 	if len(c.Message) > 4000 {
-		c.Message = c.Message[:4000]
+		c.Message = strings.ToValidUTF8(c.Message[:4000], "") // not in the middle of a character
 	}
 	old := meta.FindStatusCondition(s.config.Status.Conditions, c.Type)
 	if old != nil && old.Reason == c.Reason && old.Message == c.Message && old.ObservedGeneration == c.ObservedGeneration {
