@@ -130,7 +130,10 @@ func run(ctx context.Context, o options) (f figures, err error) {
 	return f, err
 }
 
-// gather starts all agents, each with the first as its seed, and waits until each hears all.
+// seedsOfAll is how many hosts a cluster's agents begin with: as many as controllers/witness names.
+const seedsOfAll = 16
+
+// gather starts all agents and waits until each hears all.
 func (c *circle) gather(ctx context.Context) error {
 	keys := filepath.Join(c.dir, "keys")
 	if err := os.Mkdir(keys, 0o700); err != nil {
@@ -144,18 +147,26 @@ func (c *circle) gather(ctx context.Context) error {
 		return err
 	}
 	seeds := filepath.Join(c.dir, "seeds")
-	if err := os.WriteFile(seeds, []byte(c.network.attach(1).ip.String()+"\n"), 0o600); err != nil {
-		return err
-	}
+	var list strings.Builder
 	for i := range c.hosts {
 		a := agent{node: "node-" + strconv.Itoa(i+1), link: c.network.attach(i + 1)}
+		c.agents = append(c.agents, a)
+		if i < seedsOfAll {
+			fmt.Fprintln(&list, a.link.ip)
+		}
+	}
+	if err := os.WriteFile(seeds, []byte(list.String()), 0o600); err != nil {
+		return err
+	}
+	for i := range c.agents {
+		a := &c.agents[i]
 		facts := wire.Facts{Node: a.node, BootID: fmt.Sprintf("00000000-0000-4000-8000-%012d", i), Kubelet: wire.Alive, Runtime: wire.Alive, API: wire.Alive}
 		var err error
 		if a.Member, err = gossip.Start(gossip.Config{Facts: facts, BindPort: port, AdvertiseAddress: a.link.ip.String(), KeyDir: keys, SeedsFile: seeds,
 			Transport: a.link, Log: logr.Discard()}); err != nil {
+			c.agents = c.agents[:i]
 			return err
 		}
-		c.agents = append(c.agents, a)
 	}
 	// Not by waiting for changes: there are as many as hosts, at every agent, and each would be a view of all.
 	look := time.NewTicker(time.Second)
