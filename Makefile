@@ -137,7 +137,7 @@ chaos: deps components ## Strike hosts with N faults drawn from SEED, and compar
 	@$(alone) out/chaos -seed $(or $(SEED),1) -n $(or $(N),200) $(CHAOSFLAGS)
 
 .PHONY: simulate
-simulate: ## Run up to a thousand agents in one process over a network that loses packets (a quiet machine; half an hour).
+simulate: ## Run up to a hundred agents in one process over a network that loses packets (a quiet machine; 20 minutes).
 	go run ./test/simulation $(SIMULATEFLAGS)
 
 .PHONY: lint

@@ -45,7 +45,7 @@ type options struct {
 
 func main() {
 	var o options
-	hosts := flag.String("hosts", "10,100,1000", "how many agents: a run for each of these numbers")
+	hosts := flag.String("hosts", "10,30,100", "how many agents: a run for each of these numbers")
 	loss := flag.String("loss", "0,0.01,0.05", "share of packets that vanish: a run for each")
 	flag.DurationVar(&o.delay, "delay", 250*time.Microsecond, "a packet's least delay; the most is twice that")
 	flag.DurationVar(&o.rest, "rest", time.Minute, "how long all is well while traffic and suspicions are counted")
