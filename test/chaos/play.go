@@ -100,6 +100,9 @@ func (p *play) one(ctx context.Context, n uint64) (row, error) {
 	}
 	r.seen, err = p.verdicts(ctx, host.Name(), boot, began, by)
 	err = errors.Join(err, strikes.mend(ctx))
+	if err == nil && f.Device == bmc.LieOff && r.last().verdict == verdictLost {
+		err = reboot(ctx, host)
+	}
 	if err == nil {
 		err = p.well(ctx)
 	}
@@ -112,6 +115,16 @@ func (p *play) one(ctx context.Context, n uint64) (row, error) {
 	}
 	r.judge(len(after.Interleavings)-len(before.Interleavings), len(after.LostAcks)-len(before.LostAcks))
 	return r, nil
+}
+
+// verdictLost is what a device that lies brings about where no plane is left to contradict it.
+const verdictLost = "Lost"
+
+// reboot is what the incident asks a human for after that: the boot that was declared lost speaks again, and no device is trusted any more to switch it off.
+func reboot(ctx context.Context, host *lab.Host) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return errors.Join(host.PowerOff(ctx), host.PowerOn(ctx))
 }
 
 // ready brings the ledger to a host without a manager, and waits for a moment drawn from the generator at which everything has been well for a while.
