@@ -17,6 +17,7 @@ import (
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/test/bench/figures"
+	"github.com/holdfast-dev/holdfast/test/campaign"
 	"github.com/holdfast-dev/holdfast/test/e2e/stage"
 	"github.com/holdfast-dev/holdfast/test/lab"
 	"github.com/holdfast-dev/holdfast/test/lab/events"
@@ -62,7 +63,7 @@ func (b *bench) play(ctx context.Context, wanted map[figures.Kind][]figures.Case
 		return err
 	}
 	err := b.foreground(ctx, wanted)
-	tell("waiting for the stock cases")
+	campaign.Tell("waiting for the stock cases")
 	b.waiting.Wait() // also after a failure: their twelve minutes shall not be in vain
 	b.writing.Lock()
 	defer b.writing.Unlock()
@@ -249,7 +250,7 @@ func (b *bench) lose(ctx context.Context, host *lab.Host, cases ...played) ([]pl
 		if lease.Spec.RenewTime != nil {
 			p.leaseAge = p.t0.Wall.Sub(lease.Spec.RenewTime.Time)
 		}
-		tell("%s case %d: %s loses its power, its lease is %.1f s old", p.Kind, p.Number, p.host, p.leaseAge.Seconds())
+		campaign.Tell("%s case %d: %s loses its power, its lease is %.1f s old", p.Kind, p.Number, p.host, p.leaseAge.Seconds())
 	}
 	return cases, nil
 }

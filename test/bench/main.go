@@ -13,39 +13,28 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-dev/holdfast/test/bench/figures"
+	"github.com/holdfast-dev/holdfast/test/campaign"
 	"github.com/holdfast-dev/holdfast/test/e2e/stage"
 	"github.com/holdfast-dev/holdfast/test/lab"
 )
 
 // options are the flags.
 type options struct {
+	campaign.Options
 	n, witnessed, prompt, unattached, human, stock int
 	seed                                           uint64
 	censor                                         time.Duration
-	lab                                            string
-	timings                                        string
-	out                                            string
-	keep                                           bool
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second Ctrl-C ends at once
-	os.Exit(run(ctx, os.Args[1:]))
-}
-
-// run returns the exit code: 0 when every row is there, 1 when not, 2 for a wrong command line.
-func run(ctx context.Context, args []string) int {
 	var o options
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&o.n, "n", 10, "cases of P1: Holdfast in API-only mode")
@@ -56,21 +45,8 @@ func run(ctx context.Context, args []string) int {
 	flags.IntVar(&o.stock, "stock", 2, "cases of B0 and of B1 each: a stock StatefulSet, a stock Deployment")
 	flags.Uint64Var(&o.seed, "seed", 1, "when hosts are lost, and which; rows of one seed are one run")
 	flags.DurationVar(&o.censor, "censor", 780*time.Second, "when B0 and B1 are given up")
-	flags.StringVar(&o.lab, "lab", "bench", "the lab's name; one that is up is used as it is")
-	flags.StringVar(&o.timings, "timings", "default", "of a new lab: default, or fast for trying the bench")
-	flags.StringVar(&o.out, "out", "docs/results/bench-failover", "directory of rows.csv and README.md")
-	flags.BoolVar(&o.keep, "keep", false, "leave the lab up")
-	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return 0
-		}
-		return 2
-	}
-	if err := perform(ctx, o); err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		return 1
-	}
-	return 0
+	o.Flags(flags, "docs/results/bench-failover", "rows.csv and README.md")
+	campaign.Main(flags, func(ctx context.Context) error { return perform(ctx, o) })
 }
 
 // wanted are the cases without a row, by kind.
@@ -87,7 +63,7 @@ func (o options) wanted() (map[figures.Kind][]figures.Case, error) {
 	return wanted, err
 }
 
-func (o options) rows() string { return filepath.Join(o.out, "rows.csv") }
+func (o options) rows() string { return filepath.Join(o.Out, "rows.csv") }
 
 // hosts is how many a new lab needs: those that the stock cases leave without power are, with the one that is lost next, less than half.
 func (o options) hosts() int { return max(5+o.stock, 2*(o.stock+1)+1) }
@@ -98,43 +74,27 @@ func perform(ctx context.Context, o options) (err error) {
 		return err
 	}
 	if len(wanted) == 0 {
-		tell("every row of seed %d is there; another --seed makes another run", o.seed)
+		campaign.Tell("every row of seed %d is there; another --seed makes another run", o.seed)
 		return o.summarise("")
 	}
 	commit, err := commitOf(ctx)
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(o.out, 0o755); err != nil {
+	if err := os.MkdirAll(o.Out, 0o755); err != nil {
 		return err
 	}
-	s, err := stage.Raise(ctx, stage.Options{Lab: o.lab, Hosts: o.hosts(), Timings: lab.Timings(o.timings), Witnesses: len(wanted[figures.Witnessed]) > 0, Progress: func(line string) { tell("%s", line) }})
-	defer func() { err = errors.Join(err, o.leave(s)) }()
+	s, err := stage.Raise(ctx, stage.Options{Lab: o.Lab, Hosts: o.hosts(), Timings: lab.Timings(o.Timings), Witnesses: len(wanted[figures.Witnessed]) > 0, Progress: func(line string) { campaign.Tell("%s", line) }})
+	defer func() { err = errors.Join(err, o.Leave(s)) }()
 	if err != nil {
 		return err
 	}
 	b := &bench{s: s, o: o, commit: commit}
 	if err := b.play(ctx, wanted); err != nil {
-		tell("%s", s.Diagnose(ctx))
+		campaign.Tell("%s", s.Diagnose(ctx))
 		return err
 	}
 	return o.summarise(b.scene(ctx))
-}
-
-func (o options) leave(s *stage.Stage) error {
-	if o.keep && s != nil {
-		s.Leave()
-		tell("lab %s is still up; remove it with: bin/lab down --lab %s", o.lab, o.lab)
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	return stage.Strike(ctx, s, o.lab)
-}
-
-// tell prints a line of progress.
-func tell(format string, args ...any) {
-	fmt.Printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
 }
 
 // summarise writes what the rows of the seed say. What the lab was like is kept from the summary that is there, if it is not told.
@@ -143,7 +103,7 @@ func (o options) summarise(scene string) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(o.out, "README.md")
+	path := filepath.Join(o.Out, "README.md")
 	if scene == "" {
 		scene = sceneOf(path)
 	}

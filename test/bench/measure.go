@@ -23,6 +23,7 @@ import (
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/test/bench/figures"
+	"github.com/holdfast-dev/holdfast/test/campaign"
 	"github.com/holdfast-dev/holdfast/test/e2e/stage"
 	"github.com/holdfast-dev/holdfast/test/lab/await"
 	"github.com/holdfast-dev/holdfast/test/lab/events"
@@ -105,7 +106,7 @@ func (b *bench) keep(row figures.Row) error {
 			way = append(way, fmt.Sprintf("%s %.2f", m, d.Seconds()))
 		}
 	}
-	tell("%s case %d: %s; %s", row.Kind, row.Number, row.Outcome, strings.Join(way, ", "))
+	campaign.Tell("%s case %d: %s; %s", row.Kind, row.Number, row.Outcome, strings.Join(way, ", "))
 	return figures.Append(b.o.rows(), row)
 }
 

@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/holdfast-dev/holdfast/test/bench/figures"
+	"github.com/holdfast-dev/holdfast/test/campaign"
 	"github.com/holdfast-dev/holdfast/test/e2e/stage"
 	"github.com/holdfast-dev/holdfast/test/lab/events"
 )
@@ -114,7 +115,7 @@ func TestMostHostsStayLit(t *testing.T) {
 }
 
 func TestTheSceneIsKept(t *testing.T) {
-	o := options{seed: 7, out: t.TempDir()}
+	o := options{seed: 7, Options: campaign.Options{Out: t.TempDir()}}
 	if err := figures.Append(o.rows(), figures.Row{Commit: "abc", Case: figures.Case{Seed: 7, Kind: figures.Guarded, Number: 1}, Outcome: figures.Recovered}); err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +123,7 @@ func TestTheSceneIsKept(t *testing.T) {
 		if err := o.summarise(scene); err != nil {
 			t.Fatal(err)
 		}
-		if got := sceneOf(filepath.Join(o.out, "README.md")); got != "a quiet room" {
+		if got := sceneOf(filepath.Join(o.Out, "README.md")); got != "a quiet room" {
 			t.Errorf("the summary names the scene %q", got)
 		}
 	}

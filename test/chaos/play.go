@@ -16,6 +16,8 @@ import (
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/engine/scenario"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
+	"github.com/holdfast-dev/holdfast/test/campaign"
 	"github.com/holdfast-dev/holdfast/test/chaos/draw"
 	"github.com/holdfast-dev/holdfast/test/e2e/stage"
 	"github.com/holdfast-dev/holdfast/test/lab"
@@ -55,7 +57,7 @@ func (p *play) all(ctx context.Context, cases []uint64) error {
 		if r.outcome != passed {
 			p.failed++
 		}
-		tell("%s", r.String())
+		campaign.Tell("%s", r.String())
 	}
 	return nil
 }
@@ -100,7 +102,7 @@ func (p *play) one(ctx context.Context, n uint64) (row, error) {
 	}
 	r.seen, err = p.verdicts(ctx, host.Name(), boot, began, by)
 	err = errors.Join(err, strikes.mend(ctx))
-	if err == nil && f.Device == bmc.LieOff && r.last().verdict == verdictLost {
+	if err == nil && f.Device == bmc.LieOff && r.last().verdict == verdict.Lost.String() {
 		err = reboot(ctx, host)
 	}
 	if err == nil {
@@ -116,9 +118,6 @@ func (p *play) one(ctx context.Context, n uint64) (row, error) {
 	r.judge(len(after.Interleavings)-len(before.Interleavings), len(after.LostAcks)-len(before.LostAcks))
 	return r, nil
 }
-
-// verdictLost is what a device that lies brings about where no plane is left to contradict it.
-const verdictLost = "Lost"
 
 // reboot is what the incident asks a human for after that: the boot that was declared lost speaks again, and no device is trusted any more to switch it off.
 func reboot(ctx context.Context, host *lab.Host) error {

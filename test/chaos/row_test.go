@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-dev/holdfast/test/campaign"
 	"github.com/holdfast-dev/holdfast/test/results"
 )
 
@@ -46,7 +47,7 @@ func TestACaseIsJudgedByWhatStoodAtTheDeadline(t *testing.T) {
 
 // TestARunGoesOnWhereRowsAreMissing: of this commit and seed.
 func TestARunGoesOnWhereRowsAreMissing(t *testing.T) {
-	o := options{seed: 1, n: 5, only: -1, out: t.TempDir()}
+	o := options{seed: 1, n: 5, only: -1, Options: campaign.Options{Out: t.TempDir()}}
 	for _, r := range []row{{commit: "abc", seed: 1, number: 0}, {commit: "abc", seed: 1, number: 3}, {commit: "abc", seed: 2, number: 1}, {commit: "older", seed: 1, number: 2}} {
 		r.judge(0, 0)
 		if err := r.append(o.rows()); err != nil {
@@ -60,7 +61,7 @@ func TestARunGoesOnWhereRowsAreMissing(t *testing.T) {
 	if got, err := o.missing("abc"); err != nil || !slices.Equal(got, []uint64{3}) {
 		t.Errorf("asked for one, missing are %v (%v)", got, err)
 	}
-	lines, err := results.Read(filepath.Join(o.out, "rows.csv"))
+	lines, err := results.Read(filepath.Join(o.Out, "rows.csv"))
 	if err != nil || len(lines) != 5 || len(lines[1]) != len(header) {
 		t.Errorf("the table is %v (%v)", lines, err)
 	}

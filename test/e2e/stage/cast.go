@@ -20,13 +20,12 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/holdfast-dev/holdfast/admission"
 	"github.com/holdfast-dev/holdfast/test/lab/process"
 )
 
-// managers selects Holdfast's pods, leaderLease is what their leader holds.
+// managers selects Holdfast's pods.
 var managers = client.MatchingLabels{"app.kubernetes.io/name": "holdfast", "app.kubernetes.io/component": "manager"}
-
-const leaderLease = "holdfast-manager"
 
 // Is reports whether a condition is True.
 func Is(conditions []metav1.Condition, kind string) bool {
@@ -49,7 +48,7 @@ func NodeReady(n *corev1.Node) bool {
 
 // leads is the pod that holds the leader's lease; other leases have none.
 func leads(l *coordinationv1.Lease) string {
-	if l.Namespace != HoldfastNamespace || l.Name != leaderLease || l.Spec.HolderIdentity == nil {
+	if l.Namespace != HoldfastNamespace || l.Name != admission.ManagersLease || l.Spec.HolderIdentity == nil {
 		return ""
 	}
 	name, _, _ := strings.Cut(*l.Spec.HolderIdentity, "_")
