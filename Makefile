@@ -137,8 +137,9 @@ chaos: deps components ## Strike hosts with N faults drawn from SEED, and compar
 	@$(alone) out/chaos -seed $(or $(SEED),1) -n $(or $(N),200) $(CHAOSFLAGS)
 
 .PHONY: simulate
-simulate: ## Run up to a hundred agents in one process over a network that loses packets (a quiet machine; 20 minutes).
-	go run ./test/simulation $(SIMULATEFLAGS)
+simulate: ## Run 10, 100 and 1,000 agents in one process, over a network that loses packets and on a clock of their own (20 to 40 minutes).
+	go test ./test/simulation -count 1 -v -timeout 0 -run Losses -args -hosts 10,100,1000 -loss 0,0.01,0.05 -seeds 1,2,3 -rest 60s \
+		-out $(CURDIR)/docs/results/simulation/rows.csv $(SIMULATEFLAGS)
 
 .PHONY: lint
 lint: bin/golangci-lint ## Run the linters, the import law and the clock law among them.

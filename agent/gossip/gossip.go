@@ -66,6 +66,8 @@ type Config struct {
 	// KeyDir has the keys, SeedsFile the addresses to begin with; a member without seeds waits for others.
 	KeyDir    string
 	SeedsFile string
+	// Unwatched has both read every half minute only: nothing is asked of the kernel, as in a simulation, whose clock no kernel knows.
+	Unwatched bool
 	// Transport is what carries packets and streams; UDP and TCP if nil.
 	Transport memberlist.NodeAwareTransport
 	Log       logr.Logger
@@ -316,8 +318,12 @@ func (m *Member) reread() {
 	}
 	every := m.config.Clock.NewTicker(rereadPeriod)
 	defer every.Stop()
+	follow := watch
+	if m.config.Unwatched {
+		follow = look
+	}
 	for m.life.Err() == nil {
-		if err := watch(m.life, every.C(), dirs, m.read); err != nil {
+		if err := follow(m.life, every.C(), dirs, m.read); err != nil {
 			m.journal.note(kindFiles, err.Error())
 			m.read()
 			select {

@@ -1,7 +1,7 @@
 // Copyright The Holdfast Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package simulation
 
 import (
 	"errors"
@@ -22,27 +22,48 @@ const port = 7946
 
 // network carries packets and streams between hosts in this process. A packet arrives late, and some do not; streams are late and whole.
 type network struct {
+	mu sync.RWMutex
 	// loss is the share of packets that vanish, delay how long the others take at least; they take up to twice that.
 	loss  float64
 	delay time.Duration
-
-	mu    sync.RWMutex
 	hosts map[string]*link
+
+	// chance is drawn from by all, one after the other.
+	drawing sync.Mutex
+	chance  *rand.Rand
 }
 
-func newNetwork(loss float64, delay time.Duration) *network {
-	return &network{loss: loss, delay: delay, hosts: map[string]*link{}}
+// newNetwork loses nothing.
+func newNetwork(delay time.Duration) *network {
+	n := &network{delay: delay, hosts: map[string]*link{}}
+	n.draw(0)
+	return n
 }
 
-// attach connects a host; number tells its address.
+// draw has chances drawn anew from a seed.
+func (n *network) draw(seed uint64) {
+	n.drawing.Lock()
+	defer n.drawing.Unlock()
+	n.chance = rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a network's chances, not a secret
+}
+
+// worsen sets the share of packets that vanish from now on.
+func (n *network) worsen(loss float64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.loss = loss
+}
+
+// attach connects a host, or the next boot of one; number tells its address.
 func (n *network) attach(number int) *link {
-	ip := net.IPv4(10, byte(number>>16), byte(number>>8), byte(number))
-	l := &link{network: n, ip: ip, packets: make(chan *memberlist.Packet, 256), streams: make(chan net.Conn), down: make(chan struct{})}
+	l := &link{network: n, ip: ip(number), packets: make(chan *memberlist.Packet, 256), streams: make(chan net.Conn), down: make(chan struct{})}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.hosts[l.address()] = l
 	return l
 }
+
+func ip(number int) net.IP { return net.IPv4(10, byte(number>>16), byte(number>>8), byte(number)) }
 
 // to is the host at the address, or nil if nobody is there who hears.
 func (n *network) to(address string) *link {
@@ -55,7 +76,15 @@ func (n *network) to(address string) *link {
 	return l
 }
 
-func (n *network) late() time.Duration { return n.delay + rand.N(n.delay+1) } //nolint:gosec // a network's delay, not a secret
+// fate is how late the next packet is, and whether it is lost.
+func (n *network) fate() (late time.Duration, lost bool) {
+	n.mu.RLock()
+	loss, delay := n.loss, n.delay
+	n.mu.RUnlock()
+	n.drawing.Lock()
+	defer n.drawing.Unlock()
+	return delay + time.Duration(n.chance.Int64N(int64(delay)+1)), n.chance.Float64() < loss
+}
 
 // link is one host's way to the others: a memberlist.NodeAwareTransport.
 type link struct {
@@ -99,11 +128,12 @@ func (l *link) WriteTo(b []byte, address string) (time.Time, error) {
 	}
 	l.sent.Add(1)
 	l.bytes.Add(int64(len(b)) + headers)
-	if rand.Float64() < l.network.loss { //nolint:gosec // chance, not a secret
+	late, lost := l.network.fate()
+	if lost {
 		return now, nil
 	}
 	packet := &memberlist.Packet{Buf: append([]byte(nil), b...), From: &net.UDPAddr{IP: l.ip, Port: port}}
-	time.AfterFunc(l.network.late(), func() {
+	time.AfterFunc(late, func() {
 		there := l.network.to(address)
 		if there == nil {
 			return
@@ -137,12 +167,13 @@ func (l *link) DialTimeout(address string, timeout time.Duration) (net.Conn, err
 		return nil, fmt.Errorf("dial %s: %w", address, os.ErrDeadlineExceeded)
 	}
 	here, far := net.Pipe()
-	opened := time.NewTimer(2 * l.network.late())
+	late, _ := l.network.fate()
+	opened := time.NewTimer(2 * late)
 	defer opened.Stop()
 	<-opened.C
 	select {
 	case there.streams <- named{far, l.ip}:
-		return &counted{Conn: here, by: l}, nil
+		return &counted{Conn: here, bytes: &l.bytes}, nil
 	case <-there.down:
 	case <-end.C:
 	}
@@ -163,17 +194,17 @@ func (n named) RemoteAddr() net.Addr { return &net.TCPAddr{IP: n.from, Port: por
 // counted counts what its opener writes and reads.
 type counted struct {
 	net.Conn
-	by *link
+	bytes *atomic.Int64
 }
 
 func (c *counted) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
-	c.by.bytes.Add(int64(n))
+	c.bytes.Add(int64(n))
 	return n, err
 }
 
 func (c *counted) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	c.by.bytes.Add(int64(n))
+	c.bytes.Add(int64(n))
 	return n, err
 }

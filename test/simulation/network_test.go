@@ -1,7 +1,7 @@
 // Copyright The Holdfast Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package simulation
 
 import (
 	"errors"
@@ -15,14 +15,16 @@ import (
 func TestPacketsArriveAsOftenAsTheNetworkSays(t *testing.T) {
 	const sent = 200 // fewer than a socket holds
 	for loss, want := range map[float64][2]int{0: {sent, sent}, 0.5: {sent / 4, 3 * sent / 4}, 1: {0, 0}} {
-		n := newNetwork(loss, 0)
+		n := newNetwork(0)
+		n.worsen(loss)
 		a, b := n.attach(1), n.attach(2)
 		for range sent {
 			if _, err := a.WriteTo([]byte("word"), b.address()); err != nil {
 				t.Fatal(err)
 			}
 		}
-		n.loss, n.delay = 0, 100*time.Millisecond // the last one comes after those that are under way
+		n.worsen(0)
+		n.delay = 100 * time.Millisecond // the last one comes after those that are under way
 		if _, err := a.WriteTo([]byte("end"), b.address()); err != nil {
 			t.Fatal(err)
 		}
@@ -44,7 +46,7 @@ func TestPacketsArriveAsOftenAsTheNetworkSays(t *testing.T) {
 
 // TestAPulledCableIsSilence: whoever sends to it is told nothing, and whoever opens a stream waits in vain.
 func TestAPulledCableIsSilence(t *testing.T) {
-	n := newNetwork(0, 0)
+	n := newNetwork(0)
 	a, b := n.attach(1), n.attach(2)
 	go func() {
 		c := <-b.streams
