@@ -71,3 +71,28 @@ func TestAPulledCableIsSilence(t *testing.T) {
 		t.Errorf("a packet from the void: %v, %d sent", err, b.sent.Load())
 	}
 }
+
+// TestWhatIsWrittenBeforeTheEndIsRead: whoever closes a connection at once has said what it said.
+func TestWhatIsWrittenBeforeTheEndIsRead(t *testing.T) {
+	here, far := pipe()
+	for range 3 {
+		if _, err := here.Write([]byte("word ")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := here.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := io.ReadAll(far); err != nil || string(text) != "word word word " {
+		t.Errorf("%q was read (%v)", text, err)
+	}
+	if _, err := here.Write([]byte("late")); err == nil {
+		t.Error("a connection that is closed took a word")
+	}
+	if _, err := here.Read(make([]byte, 1)); err == nil {
+		t.Error("a connection that is closed gave a word")
+	}
+	if err := far.Close(); err != nil {
+		t.Error(err)
+	}
+}

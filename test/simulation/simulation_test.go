@@ -31,6 +31,9 @@ var (
 func TestLossesAreKnownToAllInTimeAndNobodyAliveIsCalledDead(t *testing.T) {
 	commit, done := table(t)
 	for _, hosts := range numbers(t, *hostsFlag) {
+		if hosts < fewest {
+			t.Fatalf("-hosts %d: from %d on some can be lost that no manager asks", hosts, fewest)
+		}
 		var plans []plan
 		for _, seed := range numbers(t, *seedsFlag) {
 			for _, share := range strings.Split(*lossFlag, ",") {
@@ -49,6 +52,9 @@ func TestLossesAreKnownToAllInTimeAndNobodyAliveIsCalledDead(t *testing.T) {
 		}
 	}
 }
+
+// fewest is how many hosts there are at least: those whose agents a manager asks, two that are lost at once, and one that nobody asks.
+const fewest = vantages + 3
 
 // table is what the table has already.
 func table(t *testing.T) (commit string, done [][]string) {
@@ -108,10 +114,10 @@ func play(t *testing.T, plans []plan) {
 	t.Logf("it took %.0f s", time.Since(began).Seconds())
 }
 
-// judge holds the figures to what is promised: within 4 s of a single loss all of ten hosts know, and each ten times as many may take 2 s more.
+// judge holds the figures to what is promised: within 5 s of a single loss all of ten hosts know, and each ten times as many may take 2 s more.
 func judge(t *testing.T, f figures) {
 	t.Helper()
-	within := 4 * time.Second
+	within := 5 * time.Second
 	for n := f.hosts; n > 10; n /= 10 {
 		within += 2 * time.Second
 	}
