@@ -191,6 +191,17 @@ func (m *Member) Address() string { return m.own }
 // View is what is known now.
 func (m *Member) View() wire.View { return m.hosts.now() }
 
+// Standing is how well an agent hears the others.
+type Standing struct {
+	// Last is when another agent was last asked something that it answered; zero while none ever did.
+	Last time.Time
+	// Others are the hosts that gossip knows beside this one, but for those that died more than a minute ago, and Heard how many of them it takes for alive.
+	Others, Heard int
+}
+
+// Standing is how well the others are heard now.
+func (m *Member) Standing() Standing { return m.hosts.standing() }
+
 // Await is the view as soon as its index is not the one given, or as it is when ctx ends.
 func (m *Member) Await(ctx context.Context, index uint64) wire.View { return m.hosts.await(ctx, index) }
 

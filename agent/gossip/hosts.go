@@ -24,6 +24,8 @@ const (
 	rememberDead = time.Hour
 	// rememberFarewell is how near to each other a farewell and a death have to be to be an orderly departure.
 	rememberFarewell = 10 * time.Second
+	// missed is how long a host that died counts as one of the others.
+	missed = time.Minute
 )
 
 // host is what is known of one.
@@ -46,6 +48,8 @@ type hosts struct {
 
 	mu    sync.Mutex
 	known map[string]*host
+	// last is the latest of all dates of heard.
+	last  time.Time
 	index uint64
 	// changed is closed, and made again, whenever index grows.
 	changed chan struct{}
@@ -157,6 +161,9 @@ func (h *hosts) heard(node, bootID string, asked time.Time) bool {
 	if asked.After(known.heard) {
 		known.heard = asked
 	}
+	if asked.After(h.last) {
+		h.last = asked
+	}
 	if known.state == wire.StateSuspect {
 		known.state, known.since = wire.StateAlive, h.clock.Now()
 		h.grow()
@@ -175,6 +182,24 @@ func (h *hosts) forget() {
 			h.grow()
 		}
 	}
+}
+
+// standing leaves out who has been dead for long: who is gone is missed no more.
+func (h *hosts) standing() Standing {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := h.clock.Now()
+	out := Standing{Last: h.last}
+	for node, known := range h.known {
+		switch {
+		case node == h.own || (known.state == wire.StateDead && now.Sub(known.since) > missed):
+		case known.state == wire.StateAlive:
+			out.Others, out.Heard = out.Others+1, out.Heard+1
+		default:
+			out.Others++
+		}
+	}
+	return out
 }
 
 // is says in which state a host is; the empty one if it is not known.

@@ -18,3 +18,6 @@ const ManagerName = "holdfast:manager"
 
 // WitnessName is the URI of the certificate of the agent on a Node.
 func WitnessName(node string) string { return "holdfast:witness/" + node }
+
+// Namespace is where the agents run, and each keeps the Lease of its host.
+const Namespace = "holdfast-witness"

@@ -72,6 +72,10 @@ type Witness struct {
 	// +kubebuilder:validation:MaxLength=100
 	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9:_.@-]+\.service$`
 	KubeletUnit string `json:"kubeletUnit,omitempty"`
+	// AwaitKubeletLease has every proof of a host's loss wait until the kubelet, if it lived, would have renewed its lease: 11 s after it last did, by
+	// Kubernetes' defaults. Without it the word of the host's own agent, which would come sooner, is waited for where that can be relied on.
+	// +kubebuilder:default=false
+	AwaitKubeletLease bool `json:"awaitKubeletLease,omitempty"`
 }
 
 // GuardConfigSpec holds what concerns the whole cluster.

@@ -185,7 +185,7 @@ func managerOptions(o options, scheme *runtime.Scheme) ctrl.Options {
 		// The process ends with its leadership, and nothing is under way when it says so: a successor need not wait.
 		LeaderElectionReleaseOnCancel: true,
 		Cache: cache.Options{ByObject: map[client.Object]cache.ByObject{
-			&coordinationv1.Lease{}: {Namespaces: map[string]cache.Config{corev1.NamespaceNodeLease: {}}},
+			&coordinationv1.Lease{}: {Namespaces: map[string]cache.Config{corev1.NamespaceNodeLease: {}, manifest.Namespace: {}}},
 			// Of certificate requests, only those for our signer.
 			&certificatesv1.CertificateSigningRequest{}: {Field: fields.OneTermEqualSelector("spec.signerName", wire.Signer)},
 		}},

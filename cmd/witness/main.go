@@ -45,6 +45,7 @@ type options struct {
 	identity   string
 	authority  string
 	token      string
+	leases     string
 	health     string
 	bootID     string
 	systemUUID string
@@ -68,6 +69,7 @@ func main() {
 	flag.StringVar(&o.identity, "identity", "/var/run/holdfast", "directory with tls.crt, tls.key and ca.crt; with --authority, where the certificate that was asked for is kept")
 	flag.StringVar(&o.authority, "authority", "", "file with the authority of the witnesses; with it the agent asks the API server of its cluster for its certificate")
 	flag.StringVar(&o.token, "token", "/var/run/secrets/kubernetes.io/serviceaccount/token", "file with the token of the agent's pod, for --authority")
+	flag.StringVar(&o.leases, "lease-namespace", "", "namespace of the Lease in which this agent says that it lives while it hears no other; empty: it says so nowhere. With --authority only")
 	flag.StringVar(&o.health, "health", "", "address of /healthz and /readyz for the kubelet, as 127.0.0.1:7947; empty: none")
 	flag.StringVar(&o.bootID, "boot-id-file", facts.BootIDPath, "file with the boot ID of this host")
 	flag.StringVar(&o.systemUUID, "system-uuid-file", facts.SystemUUIDPath, "file with the system UUID of this host; it need not be there")
@@ -164,10 +166,11 @@ func run(o options) error {
 	if err != nil {
 		return errors.Join(err, member.Close())
 	}
-	agent := &agent{options: o, self: self, hands: hands, member: member, log: log}
+	agent := &agent{options: o, boot: local.Facts().BootID, self: self, hands: hands, member: member, log: log}
 	tasks, life := errgroup.WithContext(life)
 	tasks.Go(func() error { local.Run(life); return nil })
 	tasks.Go(func() error { return agent.answer(life) })
+	tasks.Go(func() error { agent.speak(life); return nil })
 	tasks.Go(func() error { return agent.tellHealth(life) })
 	err = tasks.Wait()
 	last, done := context.WithTimeout(context.Background(), leaveFor)
@@ -178,6 +181,7 @@ func run(o options) error {
 // agent is what answers; gossip and facts go on without it.
 type agent struct {
 	options
+	boot    string
 	self    self
 	hands   api.Hands
 	member  *gossip.Member

@@ -5,12 +5,14 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/go-logr/logr"
 	"k8s.io/utils/clock"
@@ -24,12 +26,17 @@ type self struct {
 	files identity.Files
 	// asked is nil where the files are given.
 	asked *credential.Credential
+	// leases is nil where the agent keeps none.
+	leases *leases
 }
 
 // self chooses between files that are given and a certificate that is asked for. With the latter, the API server that is asked is also the one whose life
 // is a fact, unless another is named.
 func (o *options) self(log logr.Logger) (self, error) {
 	if o.authority == "" {
+		if o.leases != "" {
+			return self{}, errors.New("--lease-namespace: a Lease is kept by a pod of the cluster only: give --authority too")
+		}
 		return self{files: identity.Files{Certificate: filepath.Join(o.identity, "tls.crt"), Key: filepath.Join(o.identity, "tls.key"),
 			Authorities: filepath.Join(o.identity, "ca.crt")}}, nil
 	}
@@ -46,7 +53,7 @@ func (o *options) self(log logr.Logger) (self, error) {
 		return self{}, err
 	}
 	file := filepath.Join(o.identity, "agent.pem")
-	return self{files: identity.Files{Certificate: file, Key: file, Authorities: o.authority}, asked: credential.New(credential.Config{
+	return self{leases: o.lease(url, server), files: identity.Files{Certificate: file, Key: file, Authorities: o.authority}, asked: credential.New(credential.Config{
 		Node: o.node, File: file, Requests: requests{url: url, token: o.token, client: &http.Client{Timeout: askFor, Transport: &http.Transport{TLSClientConfig: server}}},
 		Clock: clock.RealClock{}, Log: log.WithName("credential")})}, nil
 }
@@ -74,4 +81,16 @@ func (s self) keep(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// spare is how long a connection to the API server is kept that nothing goes over: one that is older may be dead without anybody's knowing.
+const spare = 5 * time.Second
+
+// lease is where the agent keeps its Lease, or nil.
+func (o *options) lease(url string, server *tls.Config) *leases {
+	if o.leases == "" {
+		return nil
+	}
+	return &leases{url: url, namespace: o.leases, node: o.node, token: o.token,
+		client: &http.Client{Transport: &http.Transport{TLSClientConfig: server, IdleConnTimeout: spare}}}
 }

@@ -200,6 +200,7 @@ func PolicyFor(apps []App, profile *v1alpha1.FencingProfile, config v1alpha1.Gua
 		BlindPercent:   int(orDefault(config.Blindness.StaleHostsPercent, 50)),
 		BlindAPISilent: time.Duration(orDefault(config.Blindness.APISilentSeconds, 5)) * time.Second,
 		MinimumProof:   minimumProof(apps, profile),
+		AwaitLease:     config.Witness.AwaitKubeletLease,
 		KeepTraffic:    true,
 		RestartKubelet: len(apps) > 0,
 	}

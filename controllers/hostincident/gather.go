@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	logf "sigs.k8s.io/controller-runtime/pkg/log"
 
+	"github.com/holdfast-dev/holdfast/agent/wire"
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/controllers/guard"
 	"github.com/holdfast-dev/holdfast/engine/evidence"
@@ -83,6 +84,7 @@ func (r *Reconciler) gatherBut(ctx context.Context, host string, how depth, atte
 	r.gatherPolicy(ctx, w, from)
 	w.seen.Port = r.Board.Port(host)
 	r.gatherCluster(ctx, w)
+	r.gatherAgentLease(ctx, w, how)
 	if how == live && w.incident != nil {
 		r.gatherAttestations(ctx, w)
 		r.gatherPower(ctx, w) // last, so that a reading of Off is later than every reading of the Node (invariant I3)
@@ -208,6 +210,27 @@ func (r *Reconciler) gatherLease(ctx context.Context, w *world, from client.Read
 		missing = missing && list.Items[i].Name != w.seen.Host.Node
 	}
 	w.seen.Lease = r.Leases.Lease(w.seen.Host.Node, read, read && missing)
+}
+
+// gatherAgentLease reads the Lease of the host's own agent. Its age counts from when it was seen to come; that there is no later one, only a live read tells.
+func (r *Reconciler) gatherAgentLease(ctx context.Context, w *world, how depth) {
+	if !r.Witnesses.On() {
+		return
+	}
+	asked := r.Clock.Instant()
+	read, missing := false, false
+	if how == live {
+		var lease coordinationv1.Lease
+		answered, err := r.read(ctx, func(c context.Context) error {
+			return r.Live.Get(c, types.NamespacedName{Namespace: wire.Namespace, Name: w.seen.Host.Node}, &lease)
+		})
+		missing = answered && apierrors.IsNotFound(err)
+		read = err == nil || missing
+		if err == nil {
+			r.Leases.SeeAgent(&lease, asked, true)
+		}
+	}
+	w.seen.AgentLease = r.Leases.Agent(w.seen.Host.Node, read, missing, asked)
 }
 
 // gatherApps returns all guarded apps.

@@ -4,14 +4,24 @@
 package hostincident
 
 import (
+	"context"
+	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	clocktesting "k8s.io/utils/clock/testing"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/holdfast-dev/holdfast/agent/wire"
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/controllers/sight"
 	"github.com/holdfast-dev/holdfast/engine/evidence"
 )
 
@@ -145,6 +155,70 @@ func TestAJournalOfRestartsDoesNotGrow(t *testing.T) {
 		}
 		if last && list[len(list)-2].ID != before[len(before)-1].ID {
 			t.Errorf("the latest that was done is forgotten: %v", list)
+		}
+	}
+}
+
+// leaseReader is an API server that has one Lease, or answers with an error.
+type leaseReader struct {
+	client.Reader
+	lease *coordinationv1.Lease
+	err   error
+	asked int
+}
+
+func (r *leaseReader) Get(_ context.Context, key client.ObjectKey, into client.Object, _ ...client.GetOption) error {
+	r.asked++
+	if r.err != nil {
+		return r.err
+	}
+	if key != client.ObjectKeyFromObject(r.lease) {
+		return apierrors.NewNotFound(coordinationv1.Resource("leases"), key.Name)
+	}
+	r.lease.DeepCopyInto(into.(*coordinationv1.Lease))
+	return nil
+}
+
+// That an agent is silent is known from the API server and not from a cache, which may lag by any time.
+func TestAnAgentsSilenceIsReadLive(t *testing.T) {
+	clock := sight.NewClock(clocktesting.NewFakeClock(time.Unix(1_700_000_000, 0)))
+	agents := sight.NewWitnesses(clock, func(string) {})
+	on := false
+	agents.Roll = func(context.Context) (sight.Roll, error) { return sight.Roll{On: on}, nil }
+	word := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: wire.Namespace, Name: "a"},
+		Spec: coordinationv1.LeaseSpec{HolderIdentity: ptr.To("b1"), LeaseDurationSeconds: ptr.To[int32](1), RenewTime: &metav1.MicroTime{Time: time.Unix(1, 0)}}}
+	for says, c := range map[string]struct {
+		on            bool
+		how           depth
+		host          string
+		err           error
+		read, missing bool
+		boot          string
+		asked         int
+	}{
+		"read live":                      {true, live, "a", nil, true, false, "b1", 1},
+		"there is none":                  {true, live, "b", nil, true, true, "", 1},
+		"the API server does not answer": {true, live, "a", context.DeadlineExceeded, false, false, "", 1},
+		"it may not be read":             {true, live, "a", apierrors.NewForbidden(coordinationv1.Resource("leases"), "a", nil), false, false, "", 1},
+		"a look that costs no request":   {true, fromCache, "a", nil, false, false, "", 0},
+		"no agents are configured":       {false, live, "a", nil, false, false, "", 0},
+	} {
+		on = c.on
+		reader := &leaseReader{lease: word, err: c.err}
+		r := &Reconciler{Clock: clock, Witnesses: agents, Leases: sight.NewLeases(clock), Live: reader}
+		ctx, stop := context.WithCancel(t.Context())
+		var ran sync.WaitGroup
+		ran.Go(func() { _ = agents.Start(ctx) })
+		for agents.On() != c.on {
+			runtime.Gosched()
+		}
+		w := &world{}
+		w.seen.Host.Node = c.host
+		r.gatherAgentLease(ctx, w, c.how)
+		stop()
+		ran.Wait()
+		if got := w.seen.AgentLease; got.Read != c.read || got.Missing != c.missing || got.BootID != c.boot || reader.asked != c.asked {
+			t.Errorf("%s: %+v, after %d requests", says, got, reader.asked)
 		}
 	}
 }

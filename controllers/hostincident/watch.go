@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	"github.com/holdfast-dev/holdfast/agent/wire"
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/controllers/guard"
 )
@@ -103,8 +104,12 @@ func (r *Reconciler) feedLeases(mgr ctrl.Manager) error {
 			return fmt.Errorf("watch node leases: %w", err)
 		}
 		see := func(o any) {
-			if l, ok := o.(*coordinationv1.Lease); ok && l.Namespace == corev1.NamespaceNodeLease {
+			l, ok := o.(*coordinationv1.Lease)
+			switch {
+			case ok && l.Namespace == corev1.NamespaceNodeLease:
 				r.Leases.SeeLease(l, r.Clock.Instant(), false)
+			case ok && l.Namespace == wire.Namespace:
+				r.Leases.SeeAgent(l, r.Clock.Instant(), false)
 			}
 		}
 		registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: see, UpdateFunc: func(_, o any) { see(o) }})

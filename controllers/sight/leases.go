@@ -23,6 +23,14 @@ type Leases struct {
 	lease    map[string]*motion
 	status   map[string]*motion
 	duration map[string]time.Duration
+	agent    map[string]*word
+}
+
+// word is what the agent of a host says in its own Lease.
+type word struct {
+	motion
+	boot  string
+	every time.Duration
 }
 
 // motion is one value that moves.
@@ -62,7 +70,7 @@ func (m *motion) stale(value string, at evidence.Instant, live bool) bool {
 
 // NewLeases returns an empty memory.
 func NewLeases(c *Clock) *Leases {
-	return &Leases{clock: c, lease: map[string]*motion{}, status: map[string]*motion{}, duration: map[string]time.Duration{}}
+	return &Leases{clock: c, lease: map[string]*motion{}, status: map[string]*motion{}, duration: map[string]time.Duration{}, agent: map[string]*word{}}
 }
 
 // renewFormat writes times so that they sort as text.
@@ -84,6 +92,43 @@ func (l *Leases) SeeLease(lease *coordinationv1.Lease, asked evidence.Instant, l
 	if s := lease.Spec.LeaseDurationSeconds; s != nil {
 		l.duration[lease.Name] = time.Duration(*s) * time.Second
 	}
+}
+
+// SeeAgent takes the Lease of a host's own agent, as SeeLease does that of its kubelet. A Lease that says nothing of a renewal is none.
+func (l *Leases) SeeAgent(lease *coordinationv1.Lease, asked evidence.Instant, live bool) {
+	if lease.Spec.RenewTime == nil || lease.Spec.HolderIdentity == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w, ok := l.agent[lease.Name]
+	if !ok {
+		w = &word{}
+		l.agent[lease.Name] = w
+	}
+	said := boot(*lease.Spec.HolderIdentity)
+	value := lease.Spec.RenewTime.UTC().Format(renewFormat) + "|" + said
+	if w.stale(value, asked, live) {
+		return
+	}
+	w.observe(value, asked, live)
+	w.boot, w.every = said, 0
+	if s := lease.Spec.LeaseDurationSeconds; s != nil {
+		w.every = time.Duration(*s) * time.Second
+	}
+}
+
+// Agent returns what is known of the Lease of a host's own agent. read says whether a live read was answered that was asked at that instant.
+func (l *Leases) Agent(host string, read, missing bool, asked evidence.Instant) evidence.AgentLease {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.clock.Instant()
+	out := evidence.AgentLease{Read: read, Missing: missing, At: now, Asked: asked}
+	if w, ok := l.agent[host]; ok {
+		out.BootID, out.Every, out.Age = w.boot, w.every, now.Sub(w.firstSeen)
+		out.Moved, out.NotBefore = w.moved, w.notBefore
+	}
+	return out
 }
 
 // SeeNode takes a Node that was asked for at the instant given.

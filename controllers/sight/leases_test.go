@@ -263,3 +263,51 @@ func TestALiveAnswerThatComesLateTellsNothingNew(t *testing.T) {
 		t.Errorf("a lease that stood still has moved: %+v", got)
 	}
 }
+
+// said is a word of the agent of host "a" in its own Lease.
+func said(boot string, after time.Duration) *coordinationv1.Lease {
+	lease := renewed(after)
+	lease.Spec.HolderIdentity, lease.Spec.LeaseDurationSeconds = ptr.To(boot), ptr.To[int32](5)
+	return lease
+}
+
+func TestAnAgentsWordIsDatedByLiveReads(t *testing.T) {
+	source, clock := stepped()
+	leases := NewLeases(clock)
+	if got := leases.Agent("a", true, true, 0); got.Age != 0 || got.Moved || !got.Missing || got.BootID != "" {
+		t.Errorf("of a host that nothing is known of: %+v", got)
+	}
+	leases.SeeAgent(said("b1", 0), clock.Instant(), false)
+	source.Step(10 * time.Second)
+	leases.SeeAgent(said("b1", 0), clock.Instant(), true)
+	source.Step(10 * time.Second)
+	if got := leases.Agent("a", true, false, at(19)); got.Age != 20*time.Second || got.Moved || got.BootID != "b1" || got.Every != 5*time.Second || got.At != at(20) || got.Asked != at(19) {
+		t.Errorf("a word that has stood for 20 s: %+v", got)
+	}
+	leases.SeeAgent(said("b1", time.Second), clock.Instant(), false)
+	if got := leases.Agent("a", false, false, at(20)); got.Age != 0 || !got.Moved || got.NotBefore != at(10) || got.Read {
+		t.Errorf("the next word, seen in the cache: %+v", got)
+	}
+	leases.SeeAgent(said("b1", 0), clock.Instant(), false)
+	if got := leases.Agent("a", true, false, at(20)); !got.Moved || got.NotBefore != at(10) {
+		t.Errorf("a cache that goes backwards: %+v", got)
+	}
+	source.Step(time.Second)
+	leases.SeeAgent(said("b2", 2*time.Second), clock.Instant(), true)
+	if got := leases.Agent("a", true, false, at(21)); got.BootID != "b2" || !got.Moved || got.Age != 0 || got.NotBefore != at(10) {
+		t.Errorf("the first word of the next boot: %+v", got)
+	}
+}
+
+func TestALeaseThatSaysNothingIsNoWord(t *testing.T) {
+	_, clock := stepped()
+	leases := NewLeases(clock)
+	leases.SeeAgent(renewed(0), clock.Instant(), true)
+	nobody := said("b1", 0)
+	nobody.Spec.RenewTime = nil
+	leases.SeeAgent(nobody, clock.Instant(), true)
+	leases.SeeAgent(said("a boot ID that is longer than any boot ID can be, and is therefore none at all", 0), clock.Instant(), true)
+	if got := leases.Agent("a", true, false, 0); got.BootID != "" || got.Moved {
+		t.Errorf("%+v", got)
+	}
+}

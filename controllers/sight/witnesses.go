@@ -270,6 +270,16 @@ func (w *Witnesses) Doubted(host string) bool {
 	return false
 }
 
+// On reports whether agents are configured.
+func (w *Witnesses) On() bool {
+	if w == nil {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.on
+}
+
 // Of is what the agents say of a host, for its snapshot. Without agents, and on nil, it is the zero value.
 func (w *Witnesses) Of(host string) evidence.Witnesses {
 	if w == nil {

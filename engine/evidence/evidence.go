@@ -63,6 +63,8 @@ type Snapshot struct {
 	Cluster Cluster
 	// Witnesses is what the agents say of the host; the zero value where there are none.
 	Witnesses Witnesses
+	// AgentLease is the Lease of the host's own agent.
+	AgentLease AgentLease
 	// Listed is true when the open incidents, the pods of the host and its attachments were all listed live for this snapshot. While it is
 	// false, nothing may be concluded from the absence of a writer, an attachment or an incident.
 	Listed bool

@@ -122,7 +122,32 @@ type Report struct {
 	Kubelet, Runtime, API Pulse
 }
 
+// AgentLease is the Lease by which the host's own agent says that it lives while it hears no other agent, read live. The zero value is that of a host whose
+// agent keeps none. docs/adr/0009-an-isolated-agent-speaks-through-the-api.md.
+type AgentLease struct {
+	// Read is false when the GET was not answered, or not made; Missing when there is no lease.
+	Read    bool
+	Missing bool
+	// At is now, and Asked the instant before which the lease was not read.
+	At, Asked Instant
+	// BootID is the boot that it names.
+	BootID string
+	// Every is how long after this word the agent says the next one, at most, while it is cut off.
+	Every time.Duration
+	// Age is how long this observer has been looking at the same word: a lower bound.
+	Age time.Duration
+	// Moved is true when this observer has seen a word of this boot after another one, and NotBefore is then the last instant at which the latest had not yet
+	// been said.
+	Moved     bool
+	NotBefore Instant
+}
+
 const (
+	// CallSpan is how long after gossip gave its host up an agent that lives and reaches the API has said so, at the latest: it takes itself for cut off after
+	// 1.1 s in which nobody answers it, looks four times a second, and has the rest for one request. Gossip itself takes longer than that to give a host up.
+	CallSpan = 2 * time.Second
+	// callMargin is what a word of such an agent may come late.
+	callMargin = time.Second
 	// WordSpan is how old an answer of a vantage point may be and still be its word on the present.
 	WordSpan = 5 * time.Second
 	// AgentSpan is how long after the host's agent was last heard its userspace still counts as alive, unless gossip has given it up since.
@@ -234,6 +259,41 @@ func (s Snapshot) GivenUp() (since Instant, known bool) {
 	return since, known
 }
 
+// AgentWouldHaveCalled reports whether the host's own agent, did it live and reach the API, would have said so by now in its Lease, and has not. All of this must
+// hold: gossip has given the host up at a quorum of vantage points, and none hears anything of it; a quorum of them had answers from the agent of this boot; nobody
+// has heard anything of the host since, so that it is not the agent alone that died; the agent of this boot was able to write its Lease, and reached the API when it was last
+// heard; and the Lease, read live long enough after gossip gave the host up, still has a word in it that the next should have followed.
+func (s Snapshot) AgentWouldHaveCalled() bool {
+	since, known := s.GivenUp()
+	l, r := s.AgentLease, s.Witnesses.Report
+	known = known && s.WitnessesCallItDead() && s.most(s.answeredByAgent()) && s.LastLife() <= since
+	able := l.Read && !l.Missing && s.Host.BootID != "" && l.BootID == s.Host.BootID && (r.BootID != s.Host.BootID || r.API != PulseDead)
+	return known && able && l.Asked.Sub(since) >= CallSpan && l.Age > l.Every+callMargin
+}
+
+// answeredByAgent is how many answering vantage points have had an answer of the agent of this boot.
+func (s Snapshot) answeredByAgent() int {
+	n := 0
+	for _, v := range s.answering() {
+		if v.Agent.Heard && v.ofBoot(s.Host.BootID) {
+			n++
+		}
+	}
+	return n
+}
+
+// AgentCalls reports whether the agent of this boot spoke through its Lease lately.
+func (s Snapshot) AgentCalls() bool {
+	sign, called := s.called()
+	return called && s.At.Sub(sign.NotAfter) <= AgentSpan
+}
+
+// called is when the agent of this boot last spoke through its Lease, if this observer saw that.
+func (s Snapshot) called() (Sign, bool) {
+	l := s.AgentLease
+	return Sign{Heard: true, NotBefore: l.NotBefore, NotAfter: l.At - Instant(l.Age)}, s.Witnesses.On && l.Moved && s.Host.BootID != "" && l.BootID == s.Host.BootID
+}
+
 // WitnessesSearched is how many vantage points asked the host's port in vain since it last showed life to anybody, and lately.
 func (s Snapshot) WitnessesSearched() int {
 	n := 0
@@ -311,6 +371,9 @@ func (s Snapshot) AgentSpoke(since Instant) (to string, spoke bool) {
 	if r := s.Witnesses.Report; r.Heard && r.BootID == s.Host.BootID && r.NotBefore >= since {
 		return "us or a vantage point", true
 	}
+	if sign, ok := s.called(); ok && sign.NotBefore >= since {
+		return "the API server", true
+	}
 	for _, v := range s.Witnesses.Vantages {
 		if v.Agent.Heard && v.ofBoot(s.Host.BootID) && v.Agent.NotBefore >= since {
 			return v.Witness, true
@@ -327,6 +390,9 @@ func (s Snapshot) witnessed(see func(Rank, Sign, string)) {
 	}
 	if w.Report.BootID != "" && w.Report.BootID == s.Host.BootID {
 		see(RankUserspace, w.Report.Sign, "Agent")
+	}
+	if sign, ok := s.called(); ok {
+		see(RankUserspace, sign, "Agent by its Lease")
 	}
 	for _, v := range w.Vantages {
 		if v.ofBoot(s.Host.BootID) {

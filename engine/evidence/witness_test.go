@@ -225,3 +225,86 @@ func TestWitnessLifeIsOfThePresent(t *testing.T) {
 		t.Errorf("answers %q", by)
 	}
 }
+
+// calledFor is a host that was lost a while ago, with everything that makes its agent's silence count.
+func calledFor() Snapshot {
+	s := deadBy()
+	s.Cluster.Observing = time.Minute
+	for i := range s.Witnesses.Vantages {
+		v := &s.Witnesses.Vantages[i]
+		v.StateFor, v.Agent, v.AgentBoot = 2*time.Second, heardAt(6*time.Second), "b1"
+	}
+	s.AgentLease = AgentLease{Read: true, At: now, Asked: now, BootID: "b1", Every: time.Second, Age: time.Minute}
+	return s
+}
+
+func TestEveryPartOfAnAgentsSilenceCounts(t *testing.T) {
+	if !calledFor().AgentWouldHaveCalled() {
+		t.Fatal("the silence of an agent that would have called does not count")
+	}
+	for what, c := range map[string]struct {
+		say  func(*Snapshot)
+		want bool
+	}{
+		"gossip gave it up a moment ago": {func(s *Snapshot) { s.Witnesses.Vantages[1].StateFor = 1999 * time.Millisecond }, false},
+		"no quorum has given it up": {func(s *Snapshot) {
+			s.Witnesses.Vantages[0].State, s.Witnesses.Vantages[1].State = GossipUnread, GossipUnread
+		}, false},
+		"somebody hears it":                             {func(s *Snapshot) { s.Witnesses.Vantages[2].State = GossipSuspect }, false},
+		"its port answered after that":                  {func(s *Snapshot) { s.Port = Port{HasAnswer: true, LastAnswer: ago(time.Second)} }, false},
+		"its application answered after that":           {func(s *Snapshot) { s.Apps[0].HasAnswer, s.Apps[0].LastAnswer = true, ago(1900*time.Millisecond) }, false},
+		"its application answered before":               {func(s *Snapshot) { s.Apps[0].HasAnswer, s.Apps[0].LastAnswer = true, ago(4*time.Second) }, true},
+		"its kubelet renewed after that":                {func(s *Snapshot) { s.Lease = Lease{Read: true, Moved: true, At: now, Age: time.Second} }, false},
+		"we have not watched for so long":               {func(s *Snapshot) { s.Cluster.Observing = time.Second }, false},
+		"its agent never answered two of three":         {func(s *Snapshot) { s.Witnesses.Vantages[0].Agent, s.Witnesses.Vantages[2].Agent = Sign{}, Sign{} }, false},
+		"its agent never answered one of three":         {func(s *Snapshot) { s.Witnesses.Vantages[0].Agent = Sign{} }, true},
+		"two had answers of another boot only":          {func(s *Snapshot) { s.Witnesses.Vantages[0].AgentBoot, s.Witnesses.Vantages[1].AgentBoot = "b0", "b0" }, false},
+		"the Lease was not read":                        {func(s *Snapshot) { s.AgentLease.Read = false }, false},
+		"there is no Lease":                             {func(s *Snapshot) { s.AgentLease.Missing = true }, false},
+		"the Lease is of another boot":                  {func(s *Snapshot) { s.AgentLease.BootID = "b0" }, false},
+		"nobody knows the boot":                         {func(s *Snapshot) { s.AgentLease.BootID, s.Host.BootID = "", "" }, false},
+		"the Lease was read too early":                  {func(s *Snapshot) { s.AgentLease.Asked = ago(time.Millisecond) }, false},
+		"the next word may be on its way":               {func(s *Snapshot) { s.AgentLease.Age = 2 * time.Second }, false},
+		"the next word comes in a minute":               {func(s *Snapshot) { s.AgentLease.Every = time.Minute }, false},
+		"the agent did not reach the API at last":       {func(s *Snapshot) { s.Witnesses.Report = Report{BootID: "b1", API: PulseDead} }, false},
+		"the agent of another boot did not reach it":    {func(s *Snapshot) { s.Witnesses.Report = Report{BootID: "b0", API: PulseDead} }, true},
+		"nobody should answer, and so nobody is a most": {func(s *Snapshot) { s.Witnesses.Expected = 0 }, false},
+		"no agents are configured":                      {func(s *Snapshot) { s.Witnesses.On = false }, false},
+	} {
+		s := calledFor()
+		c.say(&s)
+		if got := s.AgentWouldHaveCalled(); got != c.want {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+}
+
+func TestAWordInTheAgentsLeaseIsLifeOfItsBoot(t *testing.T) {
+	for what, c := range map[string]struct {
+		say         func(*Snapshot)
+		calls, life bool
+	}{
+		"it was said":                       {func(*Snapshot) {}, true, true},
+		"it was said in another boot":       {func(s *Snapshot) { s.AgentLease.BootID = "b2" }, false, false},
+		"it was there from the first":       {func(s *Snapshot) { s.AgentLease.Moved = false }, false, false},
+		"and cannot be read any more":       {func(s *Snapshot) { s.AgentLease.Read = false }, true, true},
+		"it was said long ago":              {func(s *Snapshot) { s.AgentLease.Age, s.AgentLease.NotBefore = 11*time.Second, ago(12*time.Second) }, false, true},
+		"it may have been said before":      {func(s *Snapshot) { s.AgentLease.NotBefore = ago(21 * time.Second) }, true, false},
+		"agents are not configured":         {func(s *Snapshot) { s.Witnesses.On = false }, false, false},
+		"the boot of the host is not known": {func(s *Snapshot) { s.Host.BootID, s.AgentLease.BootID = "", "" }, false, false},
+	} {
+		s := deadBy()
+		s.AgentLease = AgentLease{Read: true, At: now, Asked: now, BootID: "b1", Every: time.Second, Age: time.Second, Moved: true, NotBefore: ago(2 * time.Second)}
+		c.say(&s)
+		rank, who := s.Life(ago(20 * time.Second))
+		if s.AgentCalls() != c.calls || (rank == RankUserspace) != c.life {
+			t.Errorf("%s: calls is %v, and %s shows life of rank %s", what, s.AgentCalls(), who, rank)
+		}
+		if _, spoke := s.AgentSpoke(ago(20 * time.Second)); spoke != c.life {
+			t.Errorf("%s: spoke is %v", what, spoke)
+		}
+		if last := s.At - Instant(s.AgentLease.Age); c.calls && s.LastLife() != last {
+			t.Errorf("%s: last life is %s ago", what, s.At.Sub(s.LastLife()))
+		}
+	}
+}

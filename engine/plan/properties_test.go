@@ -76,7 +76,7 @@ func near(t *rapid.T, s, base situation) situation {
 		{"node at", func() { base.seen.Node.At = s.seen.Node.At }}, {"second device", func() { base.seen.Power = append(base.seen.Power, s.seen.Power...) }},
 		{"coverage", func() { base.seen.Power[0].CoversHost = false }}, {"manual", func() { base.policy.ManualApproval = true }},
 		{"attestation", func() { base.seen.Attestations = s.seen.Attestations }}, {"proof asked for", func() { base.policy.MinimumProof = evidence.StrengthPowerOff }},
-		{"witnesses", func() { base.seen.Witnesses = s.seen.Witnesses }}, {"repairs", func() { base.seen.Repairs = s.seen.Repairs }},
+		{"witnesses", func() { base.seen.Witnesses = s.seen.Witnesses }}, {"agent's lease", func() { base.seen.AgentLease = s.seen.AgentLease }}, {"repairs", func() { base.seen.Repairs = s.seen.Repairs }},
 		{"own agent", func() { base.seen.Witnesses.Report = s.seen.Witnesses.Report }}, {"own agent's API", func() { base.seen.Witnesses.Report.API = s.seen.Witnesses.Report.API }},
 		{"lease age", func() { base.seen.Lease.Age = s.seen.Lease.Age }},
 		{"paused", func() { base.policy.Paused = true }}, {"shadow", func() { base.policy.Shadow = true }},
@@ -190,7 +190,7 @@ func drawn(t *rapid.T) situation {
 	s.seen.Cluster = evidence.Cluster{Hosts: 10, StaleHosts: rapid.SampledFrom([]int{0, 1, 1, 1, 2, 9}).Draw(t, "stale"), Observing: 30 * time.Minute,
 		HasOther: !oneIn(t, 4, "no other"), OtherNotBefore: ago(span(t, "other"))}
 	if oneIn(t, 2, "witnesses") {
-		s.seen.Witnesses = anyWitnesses(t, s.seen)
+		s.seen.Witnesses, s.seen.AgentLease = anyWitnesses(t, s.seen), anyAgentLease(t)
 	}
 	s.seen.Repairs = evidence.Repairs{Read: !oneIn(t, 6, "repairs unread"), Tried: oneIn(t, 2, "tried"), Failed: oneIn(t, 4, "repair failed"),
 		Ago: span(t, "tried ago") * 3, ElsewhereAgo: span(t, "elsewhere ago")}
@@ -212,7 +212,7 @@ func drawn(t *rapid.T) situation {
 func anyPolicy(t *rapid.T) verdict.Policy {
 	p := verdict.Policy{ConfirmAfter: 15 * time.Second, MinimumProof: evidence.StrengthPowerOff, BlindPercent: 50, BlindAPISilent: 5 * time.Second,
 		Shadow: oneIn(t, 8, "shadow"), Paused: oneIn(t, 8, "paused"), ManualApproval: oneIn(t, 4, "manual"), KeepTraffic: true,
-		RestartKubelet: oneIn(t, 2, "restart")}
+		RestartKubelet: oneIn(t, 2, "restart"), AwaitLease: oneIn(t, 4, "await lease")}
 	if oneIn(t, 4, "minimum proof") {
 		p.MinimumProof = evidence.StrengthAttested
 	}
@@ -304,6 +304,12 @@ func anyWitnesses(t *rapid.T, s evidence.Snapshot) evidence.Witnesses {
 	return w
 }
 
+func anyAgentLease(t *rapid.T) evidence.AgentLease {
+	return evidence.AgentLease{Read: !oneIn(t, 4, "agent's lease unread"), Missing: oneIn(t, 8, "agent's lease missing"), At: now, Asked: now, Every: time.Second,
+		BootID: rapid.SampledFrom([]string{"b1", "b1", "b2", ""}).Draw(t, "agent's lease boot"), Age: span(t, "agent's lease"), Moved: oneIn(t, 3, "agent's lease moved"),
+		NotBefore: ago(span(t, "agent's lease not before"))}
+}
+
 func anySign(t *rapid.T, name string) evidence.Sign {
 	if !oneIn(t, 4, name+" heard") {
 		return evidence.Sign{}
@@ -321,6 +327,9 @@ func signs(s evidence.Snapshot) (at []evidence.Instant) {
 	}
 	if !s.Witnesses.On {
 		return nil
+	}
+	if l := s.AgentLease; l.Moved && l.BootID == "b1" {
+		at = append(at, l.NotBefore)
 	}
 	if s.Witnesses.Report.BootID == "b1" {
 		add(s.Witnesses.Report.Sign)
@@ -878,7 +887,7 @@ func TestFreshObserverWaits(t *testing.T) {
 		s.seen.Cluster.Observing, s.seen.Cluster.HasOther = young, false
 		s.seen.Lease.Age, s.seen.Lease.Moved, s.seen.Lease.Missing, s.seen.Node.Spoke = young, false, false, false
 		s.seen.Port.HasAnswer = false
-		s.seen.Witnesses = evidence.Witnesses{}
+		s.seen.Witnesses, s.seen.AgentLease = evidence.Witnesses{}, evidence.AgentLease{}
 		s.seen.Power = slices.Clone(s.seen.Power)
 		for i := range s.seen.Power {
 			p := &s.seen.Power[i]
@@ -927,7 +936,7 @@ func shift(s evidence.Snapshot, by evidence.Instant) evidence.Snapshot {
 	for i := range s.Power {
 		instants = append(instants, &s.Power[i].At, &s.Power[i].OffSince, &s.Power[i].LastOff, &s.Power[i].LastOn)
 	}
-	instants = append(instants, &s.Witnesses.Report.NotBefore, &s.Witnesses.Report.NotAfter)
+	instants = append(instants, &s.AgentLease.At, &s.AgentLease.Asked, &s.AgentLease.NotBefore, &s.Witnesses.Report.NotBefore, &s.Witnesses.Report.NotAfter)
 	s.Witnesses.Vantages = slices.Clone(s.Witnesses.Vantages)
 	for i := range s.Witnesses.Vantages {
 		v := &s.Witnesses.Vantages[i]
@@ -951,6 +960,7 @@ func TestWithoutVantagePointsItIsAsWithoutAgents(t *testing.T) {
 		plain.seen.Witnesses = evidence.Witnesses{}
 		off.seen.Witnesses = anyWitnesses(t, s.seen)
 		off.seen.Witnesses.On = false
+		mute.seen.AgentLease = evidence.AgentLease{}
 		mute.seen.Witnesses = evidence.Witnesses{On: true, Vantages: []evidence.Vantage{{Witness: "w0", At: now, State: evidence.GossipAlive}, {Witness: "w1", At: now, State: evidence.GossipDead}}}
 		found, p := plain.decide()
 		for what, other := range map[string]situation{"not configured": off, "never heard": mute} {
@@ -962,12 +972,16 @@ func TestWithoutVantagePointsItIsAsWithoutAgents(t *testing.T) {
 	})
 }
 
-// TestWitnessesNeverRelease: whatever agents say, it makes no host lost and releases nothing that would stay without them.
+// TestWitnessesNeverRelease: whatever agents say, it makes no host lost and releases nothing that would stay without them, but for one wait: where the host's
+// own agent would have spoken up by now if the host lived, nobody waits for its kubelet's lease.
 func TestWitnessesNeverRelease(t *testing.T) {
 	check(t, func(t *rapid.T, s situation) {
 		with := s
-		with.seen.Witnesses = anyWitnesses(t, s.seen)
-		s.seen.Witnesses = evidence.Witnesses{}
+		with.seen.Witnesses, with.seen.AgentLease = anyWitnesses(t, s.seen), anyAgentLease(t)
+		s.seen.Witnesses, s.seen.AgentLease = evidence.Witnesses{}, evidence.AgentLease{}
+		if !with.policy.AwaitLease && silentAgent(with.seen) {
+			s.seen.Lease.Age = max(s.seen.Lease.Age, s.seen.Lease.Duration*9/32+1)
+		}
 		found, p := s.decide()
 		foundWith, pWith := with.decide()
 		if foundWith.Proof.Fresh && !found.Proof.Fresh {
@@ -977,6 +991,24 @@ func TestWitnessesNeverRelease(t *testing.T) {
 			t.Fatalf("released on the word of agents: %v", pWith.Steps)
 		}
 	})
+}
+
+// silentAgent is, in other words than the engine's, that an agent which lived and reached the API would have said so: of the vantage points that should answer,
+// more than half have given the host up for two seconds and once had its answer, nothing of the host has been heard since the last of them did, and its Lease
+// has stood still for more than twice as long as the agent ever lets it.
+func silentAgent(s evidence.Snapshot) bool {
+	gone, knew, since := 0, 0, evidence.Instant(0)
+	for _, v := range current(s) {
+		if v.State == evidence.GossipDead {
+			gone, since = gone+1, max(since, v.At-evidence.Instant(v.StateFor))
+		}
+		if v.Agent.Heard && v.AgentBoot == "b1" {
+			knew++
+		}
+	}
+	l, r := s.AgentLease, s.Witnesses.Report
+	return 2*gone > s.Witnesses.Expected && 2*knew > s.Witnesses.Expected && s.Witnesses.Expected > 0 && since <= ago(2*time.Second) && quietSince(s, since+1) && !heardNow(s) &&
+		l.Read && !l.Missing && l.BootID == "b1" && l.Age > 2*time.Second && (r.BootID != "b1" || r.API != evidence.PulseDead)
 }
 
 // TestMakeIsPure: the same values give the same plan, and stay as they were.

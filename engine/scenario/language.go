@@ -226,6 +226,8 @@ func setPolicy(w *World, a []string) error {
 		p.ManualApproval = true
 	case "traffic=None":
 		p.KeepTraffic = false
+	case "lease=Awaited":
+		p.AwaitLease = true
 	case "repair=RestartKubelet":
 		p.RestartKubelet = true
 	case "mode=Enforce":

@@ -15,6 +15,7 @@ import (
 type observer struct {
 	began         time.Duration // or when the view was last bad
 	lease, status motion
+	word          motion
 	others        motion
 	port          evidence.Port
 	apps          map[string]*appMemory
@@ -71,6 +72,9 @@ func (w *World) look() {
 		e.apiAnswered = w.now
 		if !h.leaseUnread && !h.leaseDeleted {
 			e.lease.see(h.renewals, w.now)
+		}
+		if !h.leaseUnread && h.word.count > 0 {
+			e.word.see(h.word.count, w.now)
 		}
 		e.others.see(w.cluster.othersCount, w.now)
 		if !h.nodeUnread && !h.node.Missing {
@@ -233,7 +237,7 @@ func (w *World) Snapshot() evidence.Snapshot {
 			s.Attestations = append(s.Attestations, a.Attestation)
 		}
 	}
-	s.Witnesses = w.witnessesNow()
+	s.Witnesses, s.AgentLease = w.witnessesNow(), w.agentLease()
 	s.Repairs = evidence.Repairs{Read: s.Listed, Tried: w.repairs.at > 0, Failed: w.repairs.failed, Ago: w.now - w.repairs.at}
 	if w.elsewhere.at > 0 {
 		s.Repairs.Elsewhere, s.Repairs.ElsewhereAgo = "another", w.now-w.elsewhere.at

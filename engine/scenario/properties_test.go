@@ -221,6 +221,33 @@ func TestLiarsAreCaughtByWhateverAnswers(t *testing.T) {
 	})
 }
 
+// TestLiarsAreCaughtByTheAgentOfTheHost: a device that says Off, whatever it is told, releases nothing of a host that is cut off from everybody but the API, as
+// long as its agent lives; also without a kubelet.
+func TestLiarsAreCaughtByTheAgentOfTheHost(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := newHistory(t)
+		h.AddWitnesses(3 - len(h.witnesses))
+		h.Advance(tick)
+		for _, d := range h.devices {
+			h.utter("device " + d.Method + " ignores commands")
+			h.utter("device " + d.Method + " says Off")
+		}
+		if rapid.Bool().Draw(t, "without a kubelet") {
+			h.utter("kubelet dies")
+			h.live(time.Duration(rapid.IntRange(0, 30).Draw(t, "before")) * time.Second)
+		}
+		h.utter("host cannot be reached")
+		h.utter("host is cut from the witnesses")
+		for range rapid.IntRange(1, 8).Draw(t, "events") {
+			h.live(time.Duration(rapid.SampledFrom([]int{1, 2, 5, 15, 40, 90}).Draw(t, "seconds")) * time.Second)
+			h.utter(rapid.SampledFrom([]string{"kubelet dies", "kubelet returns", "runtime dies", "app db-0 stops serving", "app db-0 is not probed", "app db-1 stops serving",
+				"others fall silent", "others renew", "leader changes", "leader dies before its next call", "witness w1 falls silent", "witness w1 answers", "Node cannot be read",
+				"Node can be read"}).Draw(t, "what"))
+		}
+		h.live(20 * time.Second)
+	})
+}
+
 // TestEverythingEnds: from any past, once the reads work, the device obeys and nobody holds it back, a host that comes back is let in and one that is
 // dead is released. There is no way into a state without a way out.
 func TestEverythingEnds(t *testing.T) {

@@ -11,6 +11,14 @@ import (
 	"github.com/holdfast-dev/holdfast/engine/evidence"
 )
 
+// When the host's own agent speaks through its Lease: after so long without an answer, and then so often (agent/lease).
+const (
+	agentDeaf  = 1250 * time.Millisecond
+	agentEvery = time.Second
+	agentSoon  = time.Minute
+	agentSlow  = 5 * time.Second
+)
+
 // How gossip goes, and how long the observer goes on expecting an answer of an agent that gave one.
 const (
 	gossipSuspects = time.Second
@@ -28,6 +36,13 @@ type witness struct {
 	// heard is when the host's agent last answered it, and report what that then said.
 	heard  time.Duration
 	report evidence.Report
+}
+
+// word is what the host's own agent last said in its Lease; count tells words apart.
+type word struct {
+	boot      string
+	at, every time.Duration
+	count     int
 }
 
 // vantage is what an observer remembers of a witness.
@@ -59,6 +74,33 @@ func (w *World) gossip() {
 			x.report.Runtime = pulse(!h.runtimeDown)
 		}
 	}
+}
+
+// call lets the host's own agent speak through the API: once in each boot, and then while it hears nobody.
+func (w *World) call() {
+	h := &w.host
+	if len(w.witnesses) == 0 || !h.powered || !h.kernel || !h.userspace || !h.agent || !h.toAPI || w.cluster.apiSilent {
+		return
+	}
+	silence, every := w.now-w.gossiped, agentEvery
+	if silence > agentDeaf+agentSoon {
+		every = agentSlow
+	}
+	alone := w.gossiped > 0 && silence > agentDeaf
+	if h.word.boot != h.boot || (alone && w.now-h.word.at >= every) {
+		h.word = word{boot: h.boot, at: w.now, every: every, count: h.word.count + 1}
+	}
+}
+
+// agentLease is the Lease of the host's own agent as the observer knows it.
+func (w *World) agentLease() evidence.AgentLease {
+	if len(w.witnesses) == 0 {
+		return evidence.AgentLease{}
+	}
+	h, m := w.host, w.eyes.word
+	now := evidence.Instant(w.now)
+	return evidence.AgentLease{Read: !h.leaseUnread && !w.cluster.apiSilent, Missing: h.word.count == 0, At: now, Asked: now, BootID: h.word.boot, Every: h.word.every,
+		Age: w.now - m.firstSeen, Moved: m.moved, NotBefore: evidence.Instant(m.notBefore)}
 }
 
 func pulse(alive bool) evidence.Pulse {

@@ -102,6 +102,7 @@ type host struct {
 	leaseDeleted                         bool
 	nodeUnread, leaseUnread, listsUnread bool
 	portUnasked                          bool
+	word                                 word
 }
 
 type pod struct {
@@ -262,6 +263,7 @@ func (w *World) happen() {
 		}
 	}
 	w.gossip()
+	w.call()
 	if !w.cluster.othersSilent && w.now-w.cluster.othersAt >= renewEvery {
 		w.cluster.othersAt = w.now
 		w.cluster.othersCount++

@@ -185,3 +185,43 @@ func TestAStatusAfterOffBeganRefutes(t *testing.T) {
 		}
 	}
 }
+
+// TestAnAgentThatWouldHaveCalledStandsInForTheLease: see docs/adr/0009-an-isolated-agent-speaks-through-the-api.md. It shortens one wait, where nobody asks for
+// that, and takes the place of nothing else.
+func TestAnAgentThatWouldHaveCalledStandsInForTheLease(t *testing.T) {
+	lost := func() (evidence.Snapshot, verdict.Policy) {
+		s, p := provenOff()
+		ago := func(d time.Duration) evidence.Instant { return s.At - evidence.Instant(d) }
+		s.Lease.Age, s.Lease.NotBefore = 6*time.Second, ago(7*time.Second)
+		s.Apps[0].FailingFor, s.Apps[0].LastAnswer = 5*time.Second, ago(5*time.Second)
+		s.Power[0].OffSince = ago(4 * time.Second)
+		s.Witnesses = evidence.Witnesses{On: true, Expected: 1, Vantages: []evidence.Vantage{{Witness: "w1", Answered: true, At: s.At, State: evidence.GossipDead,
+			StateFor: 2500 * time.Millisecond, AgentBoot: "b1", Agent: evidence.Sign{Heard: true, NotBefore: ago(5 * time.Second), NotAfter: ago(5 * time.Second)}}}}
+		s.AgentLease = evidence.AgentLease{Read: true, At: s.At, Asked: s.At, BootID: "b1", Every: time.Second, Age: time.Minute}
+		return s, p
+	}
+	s, p := lost()
+	if found := verdict.Decide(s, p); found.Class != verdict.Lost || !found.Proof.Fresh {
+		t.Fatalf("is %s by %s: %s", found.Class, found.Rule(), found.Gap)
+	}
+	for what, take := range map[string]func(*evidence.Snapshot, *verdict.Policy){
+		"could still be renewed":               func(s *evidence.Snapshot, _ *verdict.Policy) { s.AgentLease.Read = false },
+		"could still be renewed (asked for)":   func(_ *evidence.Snapshot, p *verdict.Policy) { p.AwaitLease = true },
+		"the Node or its Lease cannot be read": func(s *evidence.Snapshot, _ *verdict.Policy) { s.Lease.Read = false },
+		"asked in vain":                        func(s *evidence.Snapshot, _ *verdict.Policy) { s.Port.Asked = 0 },
+		"showed life a moment ago (quiet)": func(s *evidence.Snapshot, _ *verdict.Policy) {
+			s.Witnesses.Vantages[0].Agent.NotBefore, s.Power[0].OffSince = s.At-evidence.Instant(2900*time.Millisecond), s.At-evidence.Instant(2*time.Second)
+		},
+		"was not commanded": func(s *evidence.Snapshot, _ *verdict.Policy) { s.Journal.Attempts = nil },
+		"Agent by its Lease showed life since": func(s *evidence.Snapshot, _ *verdict.Policy) {
+			s.AgentLease.Moved, s.AgentLease.NotBefore = true, s.At-evidence.Instant(time.Second)
+		},
+	} {
+		s, p := lost()
+		take(&s, &p)
+		found := verdict.Decide(s, p)
+		if words, _, _ := strings.Cut(what, " ("); found.Class == verdict.Lost || !strings.Contains(found.Gap, words) {
+			t.Errorf("%s: is %s by %s, says %q", what, found.Class, found.Rule(), found.Gap)
+		}
+	}
+}

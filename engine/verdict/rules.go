@@ -318,10 +318,16 @@ func onlyKernelAnswers(in sight) (string, bool) {
 
 // onlyLeaseMoves tells a host that cannot be reached from one that is dead.
 func onlyLeaseMoves(in sight) (string, bool) {
-	if len(in.serving) > 0 || !in.Port.Silent() || !in.renewedWhileFailing() {
+	if len(in.serving) > 0 || !in.Port.Silent() {
 		return "", false
 	}
 	if _, ok := in.kernelRefuses(); ok {
+		return "", false
+	}
+	if in.AgentCalls() && in.silentToUs() {
+		return "the host's own agent says through the API that it hears nobody, and nothing of the host answers: it lives and cannot be reached", true
+	}
+	if !in.renewedWhileFailing() {
 		return "", false
 	}
 	if len(in.failing) == 0 {

@@ -231,7 +231,7 @@ func (in *sight) gap(pw evidence.Power) string {
 		return pw.Method + " was read before the taint was seen"
 	case !in.late && !in.askedInVain(pw.OffSince):
 		return "nothing has been asked in vain since " + pw.Method + " reads Off"
-	case !in.Lease.Missing && in.Lease.Age <= Renewed(in.Lease):
+	case !in.Lease.Missing && in.Lease.Age <= Renewed(in.Lease) && (in.policy.AwaitLease || !in.AgentWouldHaveCalled()):
 		return "the lease is only " + span(in.Lease.Age) + " old, and could still be renewed if " + pw.Method + " lied"
 	case in.hears != "": // gossip may lag, and has no date: it refutes no device, and is waited for
 		return in.hears

@@ -59,6 +59,8 @@ type Policy struct {
 	ConfirmAfter time.Duration
 	// MinimumProof is the weakest proof that lets writers be released.
 	MinimumProof evidence.Strength
+	// AwaitLease has a proof wait for the kubelet's lease also where the host's own agent would have spoken up before (Snapshot.AgentWouldHaveCalled).
+	AwaitLease bool
 	// BlindPercent of hosts with a late lease, and at least two, is too much to be true.
 	BlindPercent int
 	// BlindAPISilent is how long the API may be silent before the observer's own view is bad.

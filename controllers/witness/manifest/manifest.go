@@ -17,13 +17,14 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
 
+	"github.com/holdfast-dev/holdfast/agent/wire"
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 )
 
 // Names of what there is for the agents.
 const (
 	// Namespace has all of it but the authority, and Name is that of the DaemonSet, the ConfigMap and the service account in it.
-	Namespace = "holdfast-witness"
+	Namespace = wire.Namespace
 	Name      = "holdfast-witness"
 	// Keys is the Secret with the keys of the gossip.
 	Keys = "holdfast-witness-gossip"
@@ -133,7 +134,7 @@ func (w Wanted) container() corev1.Container {
 		Args: []string{
 			fmt.Sprintf("--port=%d", s.Port), fmt.Sprintf("--gossip-port=%d", s.GossipPort), fmt.Sprintf("--health=127.0.0.1:%d", s.Port),
 			"--seeds=" + path.Join(pathCluster, Seeds), "--authority=" + path.Join(pathCluster, CA), "--keys=" + pathKeys, "--identity=" + pathIdentity,
-			"--boot-id-file=" + pathBootID, "--runtime=" + path.Join(pathRuntime, path.Base(s.RuntimeSocket)),
+			"--boot-id-file=" + pathBootID, "--lease-namespace=" + Namespace, "--runtime=" + path.Join(pathRuntime, path.Base(s.RuntimeSocket)),
 		},
 		Env: []corev1.EnvVar{field("NODE_NAME", "spec.nodeName"), field("HOST_IP", "status.hostIP")},
 		Ports: []corev1.ContainerPort{

@@ -24,10 +24,12 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
@@ -62,6 +64,7 @@ func agents(t *testing.T, cluster *envtest.Cluster, program string) {
 
 	certificates(t, cluster, early)
 	process(t, cluster, program, settings.Data, keys.Data)
+	leases(t, cluster)
 
 	enable(t, cluster, false)
 	reason(t, cluster, v1alpha1.ReasonWitnessesDisabled)
@@ -103,6 +106,33 @@ func certificates(t *testing.T, cluster *envtest.Cluster, early *certificatesv1.
 	}
 }
 
+// leases are written by the agent of that host only, and read by none.
+func leases(t *testing.T, cluster *envtest.Cluster) {
+	t.Helper()
+	word := func(as client.Client, node string) error {
+		lease := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+			"metadata": map[string]any{"namespace": place, "name": node}, "spec": map[string]any{"holderIdentity": "forged"}}}
+		return as.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(lease), client.FieldOwner("holdfast-witness"), client.ForceOwnership)
+	}
+	own := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: place, Name: "node-1"}}
+	await(t, cluster, own, "the Lease that the agent's program has written", func() bool { return own.Spec.HolderIdentity != nil && own.Spec.RenewTime != nil })
+	if boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err != nil || *own.Spec.HolderIdentity != strings.TrimSpace(string(boot)) || *own.Spec.LeaseDurationSeconds != 1 {
+		t.Errorf("the Lease says %+v, and the boot is %s, %v", own.Spec, boot, err)
+	}
+	other := agent(t, cluster, "node-2")
+	if err := word(other, "node-2"); err != nil {
+		t.Errorf("an agent may not write its own Lease: %v", err)
+	}
+	for who, as := range map[string]client.Client{"the agent of another Node": other, "an administrator": cluster.Client} {
+		if err := word(as, "node-1"); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "by the agent on that Node only") {
+			t.Errorf("%s writes the Lease of node-1: %v", who, err)
+		}
+	}
+	if err := other.Get(t.Context(), client.ObjectKeyFromObject(own), own); !apierrors.IsForbidden(err) {
+		t.Errorf("an agent may read a Lease: %v", err)
+	}
+}
+
 // process runs an agent's own program, with what a pod of the DaemonSet is given, and asks it as the manager would.
 func process(t *testing.T, cluster *envtest.Cluster, program string, settings map[string]string, keys map[string][]byte) {
 	t.Helper()
@@ -128,6 +158,7 @@ func process(t *testing.T, cluster *envtest.Cluster, program string, settings ma
 	output := &bytes.Buffer{}
 	command := exec.Command(program, "--node=node-1", "--address=127.0.0.2", "--port="+port, "--gossip-port="+gossip, "--health=127.0.0.1:"+port,
 		"--seeds="+write("seeds", []byte(settings["seeds"])), "--authority="+write("ca.crt", []byte(settings["ca.crt"])), "--keys="+filepath.Join(dir, "keys"), "--identity="+dir,
+		"--lease-namespace="+place,
 		"--token="+write("token", []byte(tokenOf(t, cluster, "node-1"))), "--api-ca="+write("api.crt", cluster.Config.CAData))
 	command.Env = append(os.Environ(), "KUBERNETES_SERVICE_HOST="+api.Hostname(), "KUBERNETES_SERVICE_PORT="+api.Port())
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -1,0 +1,155 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package lease is the Lease that an agent keeps in the API in its own name. It is silent while the agent hears the others. An agent that is cut off from
+// them renews it every second, so that whoever takes its host for lost finds out within seconds that it lives: docs/adr/0009-an-isolated-agent-speaks-through-the-api.md.
+package lease
+
+import (
+	"context"
+	"time"
+
+	"github.com/go-logr/logr"
+	"k8s.io/utils/clock"
+
+	"github.com/holdfast-dev/holdfast/agent/gossip"
+)
+
+const (
+	// look is how often an agent asks itself whether it is alone.
+	look = 250 * time.Millisecond
+	// deaf is how long nobody may answer before an agent takes itself for cut off: two questions of gossip in a row, and a little.
+	deaf = 1100 * time.Millisecond
+	// patience bounds one write, and hurry is the least time between two that fail.
+	patience = time.Second
+	hurry    = 500 * time.Millisecond
+	// shareOf is how many writes a second all agents together make at most, where all are cut off from each other.
+	shareOf = 200
+	// soon is how long an agent that is alone writes as often as it may, and then it does so every slow: less than a proof waits for a kubelet's own lease, so that
+	// a new leader hears it in time.
+	soon = time.Minute
+	slow = 5 * time.Second
+	// atFirst and atMost are the pauses after a first write that failed.
+	atFirst = time.Second
+	atMost  = time.Minute
+)
+
+// Word is what an agent writes: that it lives, in which boot, and how long at most until it writes again if it stays cut off.
+type Word struct {
+	BootID string
+	At     time.Time
+	Every  time.Duration
+}
+
+// Config of a lease.
+type Config struct {
+	BootID string
+	// Standing is how well the others are heard.
+	Standing func() gossip.Standing
+	// Write puts a word into the API. An error says that it may not be there.
+	Write func(context.Context, Word) error
+	Clock clock.WithTicker
+	Log   logr.Logger
+
+	// looked is told in tests that the agent has asked itself.
+	looked func()
+}
+
+// keeper is what remembers how it went.
+type keeper struct {
+	Config
+	// alone is since when the agent is cut off, and zero while it is not; wrote is when the latest word was begun that was taken, tried the latest of all.
+	alone, wrote, tried time.Time
+	failed              bool
+}
+
+// Keep writes once, so that it is known that this boot's agent can, and then whenever the agent is cut off, until ctx ends.
+func Keep(ctx context.Context, c Config) {
+	k := &keeper{Config: c}
+	if !k.introduce(ctx) {
+		return
+	}
+	tick := c.Clock.NewTicker(look)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C():
+			k.look(ctx)
+			if c.looked != nil {
+				c.looked()
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// introduce writes the first word, and reports whether it was taken before ctx ended.
+func (k *keeper) introduce(ctx context.Context) bool {
+	for pause := atFirst; ; pause = min(2*pause, atMost) {
+		if k.write(ctx, k.Clock.Now(), Every(k.Standing())) {
+			return true
+		}
+		again := k.Clock.NewTimer(pause)
+		select {
+		case <-again.C():
+		case <-ctx.Done():
+			again.Stop()
+			return false
+		}
+	}
+}
+
+// look asks whether the agent is alone, and says so when it is time. The first word of each time is never put off, whatever was written before.
+func (k *keeper) look(ctx context.Context) {
+	now, standing := k.Clock.Now(), k.Standing()
+	if !Alone(standing, now) {
+		k.alone = time.Time{}
+		return
+	}
+	every := Every(standing)
+	switch {
+	case k.alone.IsZero():
+		k.alone = now
+		k.Log.Info("Nobody is heard, or too few: this agent speaks through the API", "others", standing.Others, "heard", standing.Heard)
+	case k.failed && now.Sub(k.tried) < hurry:
+		return
+	case now.Sub(k.alone) > soon:
+		every = max(every, slow)
+		fallthrough
+	default:
+		if !k.failed && now.Sub(k.wrote) < every {
+			return
+		}
+	}
+	k.write(ctx, now, every)
+}
+
+func (k *keeper) write(ctx context.Context, now time.Time, every time.Duration) bool {
+	call, done := context.WithTimeout(ctx, patience)
+	defer done()
+	k.tried = now
+	err := k.Write(call, Word{BootID: k.BootID, At: now, Every: every})
+	if err != nil && ctx.Err() == nil && !k.failed {
+		k.Log.Error(err, "The agent's own Lease cannot be written; its word is missed only where it is cut off from all others")
+	}
+	k.failed = err != nil
+	if !k.failed {
+		k.wrote = now
+	}
+	return !k.failed
+}
+
+// Alone reports whether an agent is cut off: nobody has answered it for a while, or those whom it hears are, with itself, no more than half of all. One that
+// never heard anybody is not: nobody misses it.
+func Alone(s gossip.Standing, now time.Time) bool {
+	if s.Last.IsZero() {
+		return false
+	}
+	return now.Sub(s.Last) > deaf || 2*(s.Heard+1) <= s.Others+1
+}
+
+// Every is how long after a word the next one comes, while the agent is cut off: a second, and longer in large clusters, where all may be at the same time.
+func Every(s gossip.Standing) time.Duration {
+	return max(time.Second, time.Duration(s.Others+1)*time.Second/shareOf)
+}

@@ -1,0 +1,92 @@
+// Copyright The Holdfast Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"k8s.io/utils/clock"
+
+	"github.com/holdfast-dev/holdfast/agent/lease"
+)
+
+// leases are where the agent keeps its Lease: one server-side apply makes it or renews it, and reads nothing.
+type leases struct {
+	// url is the API server's, and node the name of the Lease.
+	url, namespace, node string
+	client               *http.Client
+	token                string
+}
+
+// applied is the Lease as it is sent: client-go's own types would be a tenth of the agent's memory.
+type applied struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	Metadata   struct {
+		Name      string `json:"name"`
+		Namespace string `json:"namespace"`
+	} `json:"metadata"`
+	Spec struct {
+		Holder   string `json:"holderIdentity"`
+		Duration int    `json:"leaseDurationSeconds"`
+		Renewed  string `json:"renewTime"`
+	} `json:"spec"`
+}
+
+// microTime is how the API writes the time of a renewal.
+const microTime = "2006-01-02T15:04:05.000000Z07:00"
+
+// Write implements lease.Config.
+func (l leases) Write(ctx context.Context, w lease.Word) error {
+	token, err := os.ReadFile(l.token)
+	if err != nil {
+		return fmt.Errorf("read the token of this pod: %w", err)
+	}
+	wanted := applied{APIVersion: "coordination.k8s.io/v1", Kind: "Lease"}
+	wanted.Metadata.Name, wanted.Metadata.Namespace = l.node, l.namespace
+	wanted.Spec.Holder, wanted.Spec.Renewed = w.BootID, w.At.UTC().Format(microTime)
+	wanted.Spec.Duration = int((w.Every + time.Second - 1) / time.Second)
+	body, err := json.Marshal(wanted)
+	if err != nil {
+		return err
+	}
+	where := fmt.Sprintf("%s/apis/coordination.k8s.io/v1/namespaces/%s/leases/%s?fieldManager=holdfast-witness&force=true", l.url, url.PathEscape(l.namespace), url.PathEscape(l.node))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPatch, where, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	request.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+	request.Header.Set("Content-Type", "application/apply-patch+yaml")
+	request.Header.Set("Accept", "application/json")
+	response, err := l.client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(response.Body, answerBytes))
+	if err != nil {
+		return err
+	}
+	if response.StatusCode/100 != 2 {
+		return fmt.Errorf("the API server answers %s: %.200q", response.Status, text)
+	}
+	return nil
+}
+
+// speak keeps the agent's Lease until ctx ends, where it has one.
+func (a *agent) speak(ctx context.Context) {
+	if a.self.leases == nil {
+		return
+	}
+	lease.Keep(ctx, lease.Config{BootID: a.boot, Standing: a.member.Standing, Write: a.self.leases.Write, Clock: clock.RealClock{}, Log: a.log.WithName("lease")})
+}
