@@ -20,20 +20,28 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-	certificatesv1 "k8s.io/api/certificates/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/clock"
 
 	"github.com/holdfast-dev/holdfast/agent/authority"
 	"github.com/holdfast-dev/holdfast/agent/wire"
 )
 
-// Requests are the CertificateSigningRequests of the API server, as far as an agent may see them. client-go's are.
+// Requests are the CertificateSigningRequests of the API server, as far as an agent may see them: docs/adr/0013-what-an-agent-is-made-of.md.
 type Requests interface {
-	Create(ctx context.Context, request *certificatesv1.CertificateSigningRequest, options metav1.CreateOptions) (*certificatesv1.CertificateSigningRequest, error)
-	Get(ctx context.Context, name string, options metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error)
+	// Create asks for a certificate of wire.Signer, for both sides of TLS, with a request as PEM.
+	Create(ctx context.Context, name string, request []byte) error
+	// Get returns what has become of a request. An error that is ErrLost says that nothing will.
+	Get(ctx context.Context, name string) (Answer, error)
 }
+
+// Answer is what has become of a request: nothing yet, a certificate as PEM, or why there is none and will be none.
+type Answer struct {
+	Certificate []byte
+	Refused     string
+}
+
+// ErrLost is wrapped where the API server says that there is no such request, or that the agent may not see it.
+var ErrLost = errors.New("the request is lost")
 
 // Config says whose certificate it is and where it goes.
 type Config struct {
@@ -209,14 +217,7 @@ func (c *Credential) ask(ctx context.Context) (*request, error) {
 		return nil, err
 	}
 	made := &request{name: "holdfast-witness-" + strings.ToLower(rand.Text()), key: key}
-	_, err = c.Requests.Create(ctx, &certificatesv1.CertificateSigningRequest{
-		ObjectMeta: metav1.ObjectMeta{Name: made.name},
-		Spec: certificatesv1.CertificateSigningRequestSpec{
-			SignerName: wire.Signer, Request: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: wanted}),
-			Usages: []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth, certificatesv1.UsageClientAuth},
-		},
-	}, metav1.CreateOptions{})
-	if err != nil {
+	if err := c.Requests.Create(ctx, made.name, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: wanted})); err != nil {
 		return nil, fmt.Errorf("create a CertificateSigningRequest: %w", err)
 	}
 	return made, nil
@@ -229,16 +230,18 @@ var errWaiting = errors.New("not answered")
 func (c *Credential) answer(ctx context.Context, name string) ([]byte, error) {
 	end := c.Clock.Now().Add(answerIn)
 	for {
-		seen, err := c.Requests.Get(ctx, name, metav1.GetOptions{})
+		seen, err := c.Requests.Get(ctx, name)
 		switch {
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("%w: %w", errWaiting, ctx.Err())
-		case apierrors.IsNotFound(err), apierrors.IsForbidden(err):
+		case errors.Is(err, ErrLost):
 			return nil, err
-		case err == nil:
-			if certificate, err := issued(seen); certificate != nil || err != nil {
-				return certificate, err
-			}
+		case err != nil:
+		case seen.Refused != "":
+			return nil, errors.New(seen.Refused)
+		case len(seen.Certificate) > 0:
+			return seen.Certificate, nil
+		default:
 			err = errors.New("does the manager run, and lead?")
 		}
 		if !c.Clock.Now().Before(end) {
@@ -248,19 +251,6 @@ func (c *Credential) answer(ctx context.Context, name string) ([]byte, error) {
 			return nil, fmt.Errorf("%w: %w", errWaiting, err)
 		}
 	}
-}
-
-// issued returns the certificate, or nothing yet, or why there will be none.
-func issued(r *certificatesv1.CertificateSigningRequest) ([]byte, error) {
-	for _, condition := range r.Status.Conditions {
-		if condition.Type == certificatesv1.CertificateDenied || condition.Type == certificatesv1.CertificateFailed {
-			return nil, fmt.Errorf("%s, %s: %s", condition.Type, condition.Reason, condition.Message)
-		}
-	}
-	if len(r.Status.Certificate) == 0 {
-		return nil, nil
-	}
-	return r.Status.Certificate, nil
 }
 
 // replace writes a file at once or not at all.

@@ -6,6 +6,7 @@ package credential
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -15,10 +16,6 @@ import (
 	"time"
 
 	"github.com/go-logr/logr/funcr"
-	certificatesv1 "k8s.io/api/certificates/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes/fake"
 	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/holdfast-dev/holdfast/agent/authority"
@@ -26,39 +23,39 @@ import (
 	"github.com/holdfast-dev/holdfast/agent/wire"
 )
 
-// signer is an API server with client-go's fake behind it, whose requests are answered by what the test says.
+// signer is an API server whose requests are answered by what the test says.
 type signer struct {
-	Requests
 	ca    *authority.Authority
 	clock *clocktesting.FakeClock
 
 	mu sync.Mutex
-	// answer changes what was asked, when it is looked at. An error is what looking gives.
-	answer func(*certificatesv1.CertificateSigningRequest) error
+	// answer answers what was asked, when it is looked at. An error is what looking gives.
+	answer func(request []byte) (Answer, error)
 	create error
 	asked  []string // names of requests that were created
+	texts  map[string][]byte
 	looked chan struct{}
 }
 
-func (s *signer) Create(ctx context.Context, r *certificatesv1.CertificateSigningRequest, o metav1.CreateOptions) (*certificatesv1.CertificateSigningRequest, error) {
+func (s *signer) Create(_ context.Context, name string, request []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.asked = append(s.asked, r.Name)
-	if s.create != nil {
-		return nil, s.create
+	s.asked = append(s.asked, name)
+	if s.create == nil {
+		s.texts[name] = request
 	}
-	return s.Requests.Create(ctx, r, o)
+	return s.create
 }
 
-func (s *signer) Get(ctx context.Context, name string, o metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
+func (s *signer) Get(_ context.Context, name string) (Answer, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer func() { s.looked <- struct{}{} }()
-	r, err := s.Requests.Get(ctx, name, o)
-	if err != nil {
-		return nil, err
+	request, made := s.texts[name]
+	if !made {
+		return Answer{}, fmt.Errorf("%w: %s was never made", ErrLost, name)
 	}
-	return r, s.answer(r)
+	return s.answer(request)
 }
 
 func (s *signer) set(f func()) {
@@ -74,22 +71,22 @@ func (s *signer) requests() []string {
 }
 
 // issue answers as the manager does.
-func (s *signer) issue(r *certificatesv1.CertificateSigningRequest) error {
-	return s.issueAs("host-1", s.clock.Now())(r)
+func (s *signer) issue(request []byte) (Answer, error) {
+	return s.issueAs("host-1", s.clock.Now())(request)
 }
 
-func (s *signer) issueAs(node string, at time.Time) func(*certificatesv1.CertificateSigningRequest) error {
-	return func(r *certificatesv1.CertificateSigningRequest) error {
-		key, err := authority.Check(r.Spec.Request, "host-1")
+func (s *signer) issueAs(node string, at time.Time) func([]byte) (Answer, error) {
+	return func(request []byte) (Answer, error) {
+		key, err := authority.Check(request, "host-1")
 		if err != nil {
-			return err
+			return Answer{}, err
 		}
-		r.Status.Certificate, err = s.ca.Issue(key, wire.WitnessName(node), at)
-		return err
+		certificate, err := s.ca.Issue(key, wire.WitnessName(node), at)
+		return Answer{Certificate: certificate}, err
 	}
 }
 
-func silent(*certificatesv1.CertificateSigningRequest) error { return nil }
+func silent([]byte) (Answer, error) { return Answer{}, nil }
 
 type rig struct {
 	*testing.T
@@ -107,7 +104,7 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	r := &rig{T: t, file: filepath.Join(t.TempDir(), "witness.pem"), log: make(chan string, 1000)}
-	r.signer = &signer{Requests: fake.NewClientset().CertificatesV1().CertificateSigningRequests(), ca: ca, clock: at, looked: make(chan struct{}, 1000)}
+	r.signer = &signer{ca: ca, clock: at, texts: map[string][]byte{}, looked: make(chan struct{}, 1000)}
 	r.answer = r.issue
 	r.credential = New(Config{Node: "host-1", File: r.file, Requests: r.signer, Clock: at,
 		Log: funcr.New(func(_, args string) { r.log <- args }, funcr.Options{})})
@@ -181,10 +178,6 @@ func TestAnAgentObtainsACertificate(t *testing.T) {
 	if left, err := os.ReadDir(filepath.Dir(r.file)); err != nil || len(left) != 1 {
 		t.Errorf("something is left beside it: %v, %v", left, err)
 	}
-	request, err := r.Requests.Get(t.Context(), r.requests()[0], metav1.GetOptions{})
-	if err != nil || request.Spec.SignerName != wire.Signer || len(request.Spec.Usages) != 3 {
-		t.Errorf("it asked %+v, %v", request, err)
-	}
 	if err := New(r.credential.Config).Obtain(t.Context()); err != nil || len(r.requests()) != 1 {
 		t.Errorf("the next life of the agent asks again: %v, %v", r.requests(), err)
 	}
@@ -212,29 +205,22 @@ func TestItIsRenewedAtTwoThirdsOfItsLife(t *testing.T) {
 }
 
 func TestTheOldOneStaysWhateverFails(t *testing.T) {
-	gone := apierrors.NewNotFound(certificatesv1.Resource("certificatesigningrequests"), "x")
-	condition := func(kind certificatesv1.RequestConditionType) func(*certificatesv1.CertificateSigningRequest) error {
-		return func(r *certificatesv1.CertificateSigningRequest) error {
-			r.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{Type: kind, Reason: "NotAnAgentsOwn", Message: "another host"}}
-			return nil
-		}
+	gone := fmt.Errorf("%w: not found", ErrLost)
+	refused := func(why string) func(*rig) {
+		return func(r *rig) { r.answer = func([]byte) (Answer, error) { return Answer{Refused: why}, nil } }
 	}
 	for name, test := range map[string]struct {
 		fail func(*rig)
 		says string
 	}{
 		"the API is away":           {func(r *rig) { r.create = errors.New("connection refused") }, "connection refused"},
-		"denied":                    {func(r *rig) { r.answer = condition(certificatesv1.CertificateDenied) }, "another host"},
-		"failed":                    {func(r *rig) { r.answer = condition(certificatesv1.CertificateFailed) }, "NotAnAgentsOwn"},
-		"the request is deleted":    {func(r *rig) { r.answer = func(*certificatesv1.CertificateSigningRequest) error { return gone } }, "not found"},
+		"denied":                    {refused("Denied, NotAnAgentsOwn: another host"), "another host"},
+		"the request is deleted":    {func(r *rig) { r.answer = func([]byte) (Answer, error) { return Answer{}, gone } }, "not found"},
 		"another host's is issued":  {func(r *rig) { r.answer = r.issueAs("host-2", r.clock.Now()) }, "host-2"},
 		"an old one is issued":      {func(r *rig) { r.answer = r.issueAs("host-1", r.clock.Now().Add(-2*authority.Life)) }, "clocks"},
 		"one almost over is issued": {func(r *rig) { r.answer = r.issueAs("host-1", r.clock.Now().Add(-authority.Life*3/4)) }, "clocks"},
 		"nonsense is issued": {func(r *rig) {
-			r.answer = func(q *certificatesv1.CertificateSigningRequest) error {
-				q.Status.Certificate = []byte("x")
-				return nil
-			}
+			r.answer = func([]byte) (Answer, error) { return Answer{Certificate: []byte("x")}, nil }
 		}, "PEM"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -280,7 +266,7 @@ func TestARequestThatNobodyAnswersIsWaitedForAndNotMadeAgain(t *testing.T) {
 	r.pass(retryFirst)
 	<-r.looked
 	r.set(func() {
-		r.answer = func(*certificatesv1.CertificateSigningRequest) error { return errors.New("connection refused") }
+		r.answer = func([]byte) (Answer, error) { return Answer{}, errors.New("connection refused") }
 	})
 	r.pass(lookEvery)
 	<-r.looked // an API that is away for a moment is no answer

@@ -367,10 +367,12 @@ func TestEachChangeIsToldOnceAndInOrder(t *testing.T) {
 
 // pods of a runtime; one of them has gone when it is looked at.
 func (r runtimeServer) ListPodSandbox(_ context.Context, request *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
-	if request.GetFilter().GetState().GetState() != cri.PodSandboxState_SANDBOX_READY {
+	if state := request.GetFilter().GetState(); state == nil || state.GetState() != cri.PodSandboxState_SANDBOX_READY {
 		return nil, status.Error(codes.InvalidArgument, "dead pods have no addresses")
 	}
-	return &cri.ListPodSandboxResponse{Items: []*cri.PodSandbox{{Id: "two"}, {Id: "gone"}, {Id: "host"}}}, r.err
+	return &cri.ListPodSandboxResponse{Items: []*cri.PodSandbox{
+		{Id: "two", Metadata: &cri.PodSandboxMetadata{Name: "db-0"}, Labels: map[string]string{"app": "db"}, CreatedAt: 1 << 60}, {Id: "gone"}, {Id: "host"},
+	}}, r.err
 }
 
 func (r runtimeServer) PodSandboxStatus(_ context.Context, request *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {

@@ -17,12 +17,7 @@ import (
 	"strconv"
 	"syscall"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/status"
-
+	"github.com/holdfast-dev/holdfast/agent/rpc"
 	"github.com/holdfast-dev/holdfast/agent/wire"
 )
 
@@ -161,22 +156,26 @@ func exchange(request *http.Request, conn net.Conn) error {
 	return nil
 }
 
+// What of gRPC's health protocol is used: https://github.com/grpc/grpc-proto/blob/master/grpc/health/v1/health.proto.
+const (
+	healthCheck             = "/grpc.health.v1.Health/Check"
+	healthService rpc.Field = 1 // HealthCheckRequest.service
+	healthStatus  rpc.Field = 1 // HealthCheckResponse.status
+	healthServing           = 1 // HealthCheckResponse.SERVING
+)
+
 func health(ctx context.Context, conn net.Conn, service string) error {
-	next := only(conn)
-	client, err := grpc.NewClient("passthrough:///"+conn.RemoteAddr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return next() }))
+	client := rpc.New(conn, conn.RemoteAddr().String())
+	defer client.Close()
+	answer, err := client.Call(ctx, healthCheck, rpc.With(nil, healthService, service))
 	if err != nil {
 		return err
 	}
-	defer client.Close()
-	answer, err := healthpb.NewHealthClient(client).Check(ctx, &healthpb.HealthCheckRequest{Service: service})
-	switch {
-	case status.Code(err) == codes.DeadlineExceeded: // gRPC's own word for it
-		return errors.Join(err, context.DeadlineExceeded)
+	switch is, err := rpc.Number(answer, healthStatus); {
 	case err != nil:
 		return err
-	case answer.Status != healthpb.HealthCheckResponse_SERVING:
-		return fmt.Errorf("gRPC health %s", answer.Status)
+	case is != healthServing:
+		return fmt.Errorf("gRPC health status %d", is)
 	default:
 		return nil
 	}

@@ -134,6 +134,7 @@ func TestWhatWasHeardIsWhatIsSaid(t *testing.T) {
 		{"gRPC serves", check(rpc, "well"), wire.Answered, false},
 		{"gRPC serves not", check(rpc, "ill"), wire.Failed, false},
 		{"gRPC knows no such service", check(rpc, "none"), wire.Failed, false},
+		{"gRPC is asked of a website", check(plain, ""), wire.Failed, false},
 		{"gRPC is refused", check(closed(t), ""), wire.Refused, false},
 		{"gRPC is asked where nobody speaks", check(mute, ""), wire.Failed, true},
 		{"gRPC is asked where the connection is ended", check(hangUp(t, ""), ""), wire.Failed, false},

@@ -11,18 +11,17 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strconv"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/go-logr/logr"
-	"github.com/go-logr/zapr"
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-dev/holdfast/agent/api"
@@ -34,6 +33,10 @@ import (
 
 // leaveFor is how long an agent that is told to stop takes leave of the others.
 const leaveFor = time.Second
+
+// garbagePercent is how much garbage is kept beside what is used: half of what Go would. An agent makes little of it, so this costs a tenth of a percent of a core, and
+// saves 2 MiB on every host.
+const garbagePercent = 50
 
 type options struct {
 	node       string
@@ -81,20 +84,11 @@ func main() {
 	flag.StringVar(&o.restart, "kubelet-restart", "", "what restarts the kubelet when the manager asks for it: systemd, or systemd:UNIT; empty: nothing does")
 	flag.StringVar(&o.bus, "system-bus", unit.Socket, "socket of the system's D-Bus, for --kubelet-restart")
 	flag.Parse()
+	debug.SetGCPercent(garbagePercent)
 	if err := run(o); err != nil {
 		fmt.Fprintln(os.Stderr, "witness:", err)
 		os.Exit(1)
 	}
-}
-
-func logs() (logr.Logger, error) {
-	config := zap.NewProductionConfig()
-	config.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
-	z, err := config.Build()
-	if err != nil {
-		return logr.Logger{}, fmt.Errorf("set up logs: %w", err)
-	}
-	return zapr.NewLogger(z), nil
 }
 
 // check names the option that is missing or wrong.
@@ -129,10 +123,7 @@ func run(o options) error {
 	if err := o.check(); err != nil {
 		return err
 	}
-	log, err := logs()
-	if err != nil {
-		return err
-	}
+	log := logr.FromSlogHandler(slog.NewJSONHandler(os.Stderr, nil))
 	ctx, quit := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer quit()
 	self, err := o.self(log)

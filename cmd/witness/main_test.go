@@ -6,10 +6,12 @@ package main
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -42,8 +44,15 @@ func (o *office) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case r.Method == http.MethodPost && r.URL.Path == requestsPath:
-		if err := json.NewDecoder(r.Body).Decode(&o.made); err != nil {
+		strict := json.NewDecoder(r.Body)
+		strict.DisallowUnknownFields()
+		if err := strict.Decode(&o.made); err != nil {
 			o.Error(err)
+		}
+		usages := []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth, certificatesv1.UsageClientAuth}
+		if o.made.GroupVersionKind() != certificatesv1.SchemeGroupVersion.WithKind("CertificateSigningRequest") || o.made.Spec.SignerName != wire.Signer ||
+			!slices.Equal(o.made.Spec.Usages, usages) {
+			o.Errorf("it asks %+v", o.made)
 		}
 	case r.Method == http.MethodGet && r.URL.Path == requestsPath+"/"+o.made.Name:
 		if o.looks.Add(1) > 1 {
@@ -93,27 +102,47 @@ func TestTheAgentAsksForItsCertificate(t *testing.T) {
 	}
 }
 
-func TestARefusalOfTheAPIServerIsKnownAsSuch(t *testing.T) {
+func TestWhatTheAPIServerSaysOfARequest(t *testing.T) {
+	failed := certificatesv1.CertificateSigningRequest{Status: certificatesv1.CertificateSigningRequestStatus{Certificate: []byte("x"), Conditions: []certificatesv1.CertificateSigningRequestCondition{
+		{Type: certificatesv1.CertificateApproved}, {Type: certificatesv1.CertificateFailed, Reason: "NotAnAgentsOwn", Message: "another host"}}}}
+	denied := certificatesv1.CertificateSigningRequest{Status: certificatesv1.CertificateSigningRequestStatus{Conditions: []certificatesv1.CertificateSigningRequestCondition{
+		{Type: certificatesv1.CertificateDenied, Reason: "NotAnAgentsOwn", Message: "another host"}}}}
+	status := func(err *apierrors.StatusError) metav1.Status {
+		said := err.Status()
+		said.Kind, said.APIVersion = "Status", "v1"
+		return said
+	}
 	for says, c := range map[string]struct {
-		code int
-		body string
-		is   func(error) bool
+		code    int
+		body    any
+		refused string
+		failed  string // in the error
+		lost    bool
 	}{
-		"forbidden":      {http.StatusForbidden, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","message":"you may not","code":403}`, apierrors.IsForbidden},
-		"gone":           {http.StatusNotFound, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","message":"there is none","code":404}`, apierrors.IsNotFound},
-		"not of the API": {http.StatusServiceUnavailable, "no healthy upstream", apierrors.IsServiceUnavailable},
-		"nonsense":       {http.StatusOK, "<html>", func(err error) bool { return err != nil && !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err) }},
+		"nothing yet":    {http.StatusOK, certificatesv1.CertificateSigningRequest{}, "", "", false},
+		"denied":         {http.StatusOK, denied, "Denied, NotAnAgentsOwn: another host", "", false},
+		"failed":         {http.StatusOK, failed, "Failed, NotAnAgentsOwn: another host", "", false},
+		"forbidden":      {http.StatusForbidden, status(apierrors.NewForbidden(certificatesv1.Resource("x"), "a", errors.New("you may not"))), "", "you may not", true},
+		"gone":           {http.StatusNotFound, status(apierrors.NewNotFound(certificatesv1.Resource("x"), "a")), "", "not found", true},
+		"busy":           {http.StatusTooManyRequests, status(apierrors.NewTooManyRequests("later", 1)), "", "TooManyRequests: later", false},
+		"not of the API": {http.StatusNotFound, "no healthy upstream", "", "404", false},
+		"nonsense":       {http.StatusOK, "<html>", "", "read what the API server answers", false},
 	} {
-		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(c.code)
-			_, _ = w.Write([]byte(c.body))
-		}))
-		token := filepath.Join(t.TempDir(), "token")
-		must(t, os.WriteFile(token, []byte("x"), 0o600))
-		if _, err := (requests{url: server.URL, client: server.Client(), token: token}).Get(t.Context(), "a", metav1.GetOptions{}); !c.is(err) {
-			t.Errorf("%s: %v", says, err)
-		}
-		server.Close()
+		t.Run(says, func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(c.code)
+				if err := json.NewEncoder(w).Encode(c.body); err != nil {
+					t.Error(err)
+				}
+			}))
+			defer server.Close()
+			token := filepath.Join(t.TempDir(), "token")
+			must(t, os.WriteFile(token, []byte("x"), 0o600))
+			got, err := (requests{url: server.URL, client: server.Client(), token: token}).Get(t.Context(), "a")
+			if got.Refused != c.refused || (err == nil) != (c.failed == "") || err != nil && !strings.Contains(err.Error(), c.failed) || errors.Is(err, credential.ErrLost) != c.lost {
+				t.Errorf("%+v, %v", got, err)
+			}
+		})
 	}
 }
 

@@ -14,10 +14,8 @@ import (
 	"strings"
 	"time"
 
-	certificatesv1 "k8s.io/api/certificates/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
+	"github.com/holdfast-dev/holdfast/agent/credential"
+	"github.com/holdfast-dev/holdfast/agent/wire"
 )
 
 const (
@@ -27,8 +25,7 @@ const (
 	answerBytes = 1 << 20
 )
 
-// requests are the certificate requests of an API server. An agent makes one in five days, for which client-go would be a tenth of its memory. It implements
-// credential.Requests.
+// requests are the certificate requests of an API server. It implements credential.Requests.
 type requests struct {
 	url    string
 	client *http.Client
@@ -36,24 +33,65 @@ type requests struct {
 	token string
 }
 
-func (r requests) Create(ctx context.Context, wanted *certificatesv1.CertificateSigningRequest, _ metav1.CreateOptions) (*certificatesv1.CertificateSigningRequest, error) {
-	wanted = wanted.DeepCopy()
-	wanted.SetGroupVersionKind(certificatesv1.SchemeGroupVersion.WithKind("CertificateSigningRequest"))
-	body, err := json.Marshal(wanted)
+// signingRequest is what an agent says and reads of a certificates.k8s.io/v1 CertificateSigningRequest.
+type signingRequest struct {
+	APIVersion string        `json:"apiVersion"`
+	Kind       string        `json:"kind"`
+	Metadata   metadata      `json:"metadata"`
+	Spec       signingSpec   `json:"spec"`
+	Status     signingStatus `json:"status,omitzero"`
+}
+
+type metadata struct {
+	Name string `json:"name"`
+}
+
+type signingSpec struct {
+	SignerName string   `json:"signerName"`
+	Request    []byte   `json:"request"`
+	Usages     []string `json:"usages"`
+}
+
+type signingStatus struct {
+	Certificate []byte      `json:"certificate"`
+	Conditions  []condition `json:"conditions"`
+}
+
+type condition struct {
+	Type    string `json:"type"`
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
+}
+
+// Create implements credential.Requests.
+func (r requests) Create(ctx context.Context, name string, request []byte) error {
+	body, err := json.Marshal(signingRequest{APIVersion: "certificates.k8s.io/v1", Kind: "CertificateSigningRequest", Metadata: metadata{name},
+		Spec: signingSpec{SignerName: wire.Signer, Request: request, Usages: []string{"digital signature", "server auth", "client auth"}}})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return r.ask(ctx, http.MethodPost, "", bytes.NewReader(body))
+	_, err = r.ask(ctx, http.MethodPost, "", bytes.NewReader(body))
+	return err
 }
 
-func (r requests) Get(ctx context.Context, name string, _ metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
-	return r.ask(ctx, http.MethodGet, name, nil)
+// Get implements credential.Requests.
+func (r requests) Get(ctx context.Context, name string) (credential.Answer, error) {
+	seen, err := r.ask(ctx, http.MethodGet, name, nil)
+	if err != nil {
+		return credential.Answer{}, err
+	}
+	for _, c := range seen.Status.Conditions {
+		if c.Type == "Denied" || c.Type == "Failed" {
+			return credential.Answer{Refused: fmt.Sprintf("%s, %s: %s", c.Type, c.Reason, c.Message)}, nil
+		}
+	}
+	return credential.Answer{Certificate: seen.Status.Certificate}, nil
 }
 
-func (r requests) ask(ctx context.Context, method, name string, body io.Reader) (*certificatesv1.CertificateSigningRequest, error) {
+func (r requests) ask(ctx context.Context, method, name string, body io.Reader) (seen signingRequest, err error) {
 	token, err := os.ReadFile(r.token)
 	if err != nil {
-		return nil, fmt.Errorf("read the token of this pod: %w", err)
+		return seen, fmt.Errorf("read the token of this pod: %w", err)
 	}
 	url := r.url + requestsPath
 	if name != "" {
@@ -61,36 +99,37 @@ func (r requests) ask(ctx context.Context, method, name string, body io.Reader) 
 	}
 	request, err := http.NewRequestWithContext(ctx, method, url, body)
 	if err != nil {
-		return nil, err
+		return seen, err
 	}
 	request.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 	request.Header.Set("Content-Type", "application/json")
 	request.Header.Set("Accept", "application/json")
 	response, err := r.client.Do(request)
 	if err != nil {
-		return nil, err
+		return seen, err
 	}
 	defer response.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(response.Body, answerBytes))
 	if err != nil {
-		return nil, err
+		return seen, err
 	}
 	if response.StatusCode/100 != 2 {
-		return nil, refusal(method, name, response.StatusCode, text)
+		return seen, refusal(response.StatusCode, text)
 	}
-	seen := &certificatesv1.CertificateSigningRequest{}
-	if err := json.Unmarshal(text, seen); err != nil {
-		return nil, fmt.Errorf("read what the API server answers: %w", err)
+	if err := json.Unmarshal(text, &seen); err != nil {
+		return seen, fmt.Errorf("read what the API server answers: %w", err)
 	}
 	return seen, nil
 }
 
-// refusal is what the API server says, or what stands before it.
-func refusal(method, name string, code int, text []byte) error {
-	says := &apierrors.StatusError{}
-	if err := json.Unmarshal(text, &says.ErrStatus); err == nil && says.ErrStatus.Kind == "Status" {
-		return says
+// refusal is what the API server says, or what stands before it. Only the API server's own word loses a request.
+func refusal(code int, text []byte) error {
+	var says struct{ Kind, Reason, Message string }
+	if err := json.Unmarshal(text, &says); err != nil || says.Kind != "Status" {
+		return fmt.Errorf("HTTP status %d: %q", code, text[:min(len(text), 200)])
 	}
-	resource := schema.GroupResource{Group: certificatesv1.GroupName, Resource: "certificatesigningrequests"}
-	return apierrors.NewGenericServerResponse(code, strings.ToLower(method), resource, name, strings.ToValidUTF8(string(text[:min(len(text), 200)]), ""), 0, true)
+	if says.Reason == "NotFound" || says.Reason == "Forbidden" {
+		return fmt.Errorf("%w: %s", credential.ErrLost, says.Message)
+	}
+	return fmt.Errorf("%s: %s", says.Reason, says.Message)
 }

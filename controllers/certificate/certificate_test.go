@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -287,15 +288,32 @@ func TestABrokenAuthorityIssuesNothingAndSaysWhatToDo(t *testing.T) {
 	}
 }
 
-// as asks the API server as an agent does, and has each request answered before the agent looks at it.
+// as asks the API server with an agent's token, and has each request answered before the agent looks at it.
 type as struct {
-	credential.Requests
+	certificatesclient.CertificateSigningRequestInterface
 	answer func(name string)
 }
 
-func (a as) Get(ctx context.Context, name string, o metav1.GetOptions) (*certificatesv1.CertificateSigningRequest, error) {
+func (a as) Create(ctx context.Context, name string, request []byte) error {
+	_, err := a.CertificateSigningRequestInterface.Create(ctx, &certificatesv1.CertificateSigningRequest{ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: certificatesv1.CertificateSigningRequestSpec{Request: request, SignerName: wire.Signer,
+			Usages: []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth, certificatesv1.UsageClientAuth}}}, metav1.CreateOptions{})
+	return err
+}
+
+func (a as) Get(ctx context.Context, name string) (credential.Answer, error) {
 	a.answer(name)
-	return a.Requests.Get(ctx, name, o)
+	seen, err := a.CertificateSigningRequestInterface.Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return credential.Answer{}, err
+	}
+	answer := credential.Answer{Certificate: seen.Status.Certificate}
+	for _, c := range seen.Status.Conditions {
+		if c.Type == certificatesv1.CertificateDenied {
+			answer.Refused = fmt.Sprintf("%s: %s", c.Type, c.Message)
+		}
+	}
+	return answer, nil
 }
 
 func TestAnAgentObtainsItsCertificateWithItsOwnToken(t *testing.T) {

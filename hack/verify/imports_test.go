@@ -68,9 +68,10 @@ var importLaw = []struct {
 	{"admission", []string{"admission", "api"}},
 	{"agent/wire", []string{"agent/wire"}},
 	{"agent/keyring", []string{"agent/keyring"}},
-	{"agent/probe", []string{"agent/probe", "agent/wire"}},
+	{"agent/rpc", []string{"agent/rpc"}},
+	{"agent/probe", []string{"agent/probe", "agent/rpc", "agent/wire"}},
 	{"agent", []string{"agent"}},
-	{"controllers", []string{"admission", "agent/authority$", "agent/keyring$", "agent/probe$", "agent/wire$", "api", "controllers", "engine", "fencing$"}},
+	{"controllers", []string{"admission", "agent/authority$", "agent/keyring$", "agent/probe$", "agent/rpc$", "agent/wire$", "api", "controllers", "engine", "fencing$"}},
 	{"cmd", []string{"admission", "agent", "api", "cmd", "controllers", "engine", "fencing$", "fencing/ipmi"}},
 }
 
@@ -131,6 +132,40 @@ func TestImportsOfControllersCmdAndTestComeFromCmdAndTestsOnly(t *testing.T) {
 				within(direct, module+"test") && !within(path, module+"test", module+"hack") {
 				t.Errorf("%s imports %s", path, direct)
 			}
+		}
+	}
+}
+
+// agentIsMadeOf is all that an agent links besides Go's own library and ours. What is added here is on every host: measure it, as docs/spec/witness.md,
+// "What an agent costs", says.
+var agentIsMadeOf = []string{
+	"github.com/armon/go-metrics", "github.com/fsnotify/fsnotify", "github.com/go-logr/logr", "github.com/godbus/dbus/v5", "github.com/google/btree", "github.com/google/nftables",
+	"github.com/hashicorp/errwrap", "github.com/hashicorp/go-immutable-radix", "github.com/hashicorp/go-metrics", "github.com/hashicorp/go-msgpack/v2",
+	"github.com/hashicorp/go-multierror", "github.com/hashicorp/go-sockaddr", "github.com/hashicorp/golang-lru", "github.com/hashicorp/memberlist",
+	"github.com/mdlayher/netlink", "github.com/mdlayher/socket", "github.com/miekg/dns", "github.com/sean-/seed", "github.com/vishvananda/netlink", "github.com/vishvananda/netns",
+	"golang.org/x/crypto", "golang.org/x/net", "golang.org/x/sync", "golang.org/x/sys", "google.golang.org/protobuf/encoding/protowire$",
+	"google.golang.org/protobuf/internal", "k8s.io/utils/clock$",
+}
+
+func TestAnAgentLinksWhatIsNamedAndNoMore(t *testing.T) {
+	linked := map[string]bool{}
+	for path, p := range list(t, "./cmd/witness") {
+		if p.Standard || within(path, strings.TrimSuffix(module, "/")) {
+			continue
+		}
+		known := false
+		for _, name := range agentIsMadeOf {
+			if within(path, name) {
+				known, linked[name] = true, true
+			}
+		}
+		if !known {
+			t.Errorf("the agent links %s, which every host would hold in memory", path)
+		}
+	}
+	for _, name := range agentIsMadeOf {
+		if !linked[name] {
+			t.Errorf("the agent does not link %s any more: take it off the list", name)
 		}
 	}
 }
