@@ -22,8 +22,8 @@ import (
 	"github.com/holdfast-dev/holdfast/test/results"
 )
 
-// hosts are the one that is struck and three others, as in the matrix.
-const hosts = 4
+// hosts are the one that is struck and four others.
+const hosts = 5
 
 // budget is the most that a GuardConfig takes: a case spends one, and few take less than a minute.
 const budget = 100
@@ -31,8 +31,8 @@ const budget = 100
 // options are the flags.
 type options struct {
 	campaign.Options
-	seed, n uint64
-	only    int64
+	seed, from, n uint64
+	only          int64
 }
 
 func main() {
@@ -40,6 +40,7 @@ func main() {
 	flags := flag.NewFlagSet("chaos", flag.ContinueOnError)
 	flags.Uint64Var(&o.seed, "seed", 1, "what the cases are drawn from")
 	flags.Uint64Var(&o.n, "n", 200, "how many cases")
+	flags.Uint64Var(&o.from, "from", 0, "the number of the first case, so that two labs can share a run")
 	flags.Int64Var(&o.only, "case", -1, "play this case alone, whether it has a row or not")
 	o.Flags(flags, "docs/results/chaos", "rows.csv")
 	campaign.Main(flags, func(ctx context.Context) error { return perform(ctx, o) })
@@ -63,7 +64,7 @@ func (o options) missing(commit string) ([]uint64, error) {
 		}
 	}
 	var missing []uint64
-	for n := range o.n {
+	for n := o.from; n < o.n; n++ {
 		if !done[strconv.FormatUint(n, 10)] {
 			missing = append(missing, n)
 		}

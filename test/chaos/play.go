@@ -32,8 +32,8 @@ const (
 	patience = 5 * time.Minute
 	// lag is what a verdict may be late in status: the deadlines of the matrix are those of the engine.
 	lag = 3 * time.Second
-	// settle is how long everything has to have been well before a fault, as in the matrix: all have been heard anew.
-	settle = 12 * time.Second
+	// settle is how long everything has to have been well before a fault; a moment drawn from the ten seconds of a renewal is added.
+	settle = 4 * time.Second
 )
 
 // play plays cases.

@@ -18,10 +18,10 @@ import (
 
 // TestCase8Witnesses: with an agent on every host.
 func TestCase8Witnesses(t *testing.T) {
-	playCase(t, 8,
-		variant{"a kubelet that hangs is restarted", false, kubeletRestarted},
-		variant{"kubelet and agent stop, the application answers", false, kubeletAndAgentStop},
-	)
+	playCase(t, 8, append([]variant{
+		{"a kubelet that hangs is restarted", false, kubeletRestarted},
+		{"kubelet and agent stop, the application answers", false, kubeletAndAgentStop},
+	}, planes...)...)
 }
 
 // witnessed has agents on every host for the scene, which may restart kubelets.

@@ -165,6 +165,15 @@ func (s *Stage) AwaitNoOpenIncident(ctx context.Context) error {
 	return err
 }
 
+// OpenIncidents are those that are not over.
+func (s *Stage) OpenIncidents(ctx context.Context) ([]v1alpha1.HostIncident, error) {
+	var list v1alpha1.HostIncidentList
+	err := s.Client.List(ctx, &list)
+	return slices.DeleteFunc(list.Items, func(h v1alpha1.HostIncident) bool {
+		return h.Status.Step == v1alpha1.StepClosed || h.Status.Step == v1alpha1.StepRetired
+	}), err
+}
+
 // AwaitAnyPod waits for some pod of the cluster to reach something.
 func (s *Stage) AwaitAnyPod(ctx context.Context, what string, reached func(*corev1.Pod) bool) (*corev1.Pod, error) {
 	return awaitObject(ctx, s, &corev1.PodList{}, what, reached)
