@@ -126,7 +126,7 @@ mutate: deps components ## Take every safety feature away, one at a time, and sh
 	go run ./hack/mutate $(MUTANTS)
 
 .PHONY: bench-failover
-bench-failover: deps components ## Measure failover after a loss of power against what Kubernetes does by itself (root; 20 minutes).
+bench-failover: deps components ## Measure failover after the loss of a host against what Kubernetes does by itself, and what agents cost (root; 70 minutes).
 	@go build -trimpath -o bin/lab ./test/lab/cmd/lab
 	@mkdir -p out && go build -trimpath -o out/bench ./test/bench
 	@$(alone) out/bench $(BENCHFLAGS)

@@ -8,18 +8,20 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
+	"github.com/holdfast-dev/holdfast/controllers/witness/manifest"
 	"github.com/holdfast-dev/holdfast/test/bench/figures"
 	"github.com/holdfast-dev/holdfast/test/campaign"
 	"github.com/holdfast-dev/holdfast/test/e2e/stage"
 	"github.com/holdfast-dev/holdfast/test/lab"
+	"github.com/holdfast-dev/holdfast/test/lab/await"
 	"github.com/holdfast-dev/holdfast/test/lab/events"
 	"github.com/holdfast-dev/holdfast/test/lab/fault"
 	"github.com/holdfast-dev/holdfast/test/lab/mono"
@@ -28,133 +30,30 @@ import (
 const (
 	// patience bounds every wait for the lab to be as it should.
 	patience = 3 * time.Minute
-	// giveUp bounds P1 and B2: several times what either should take.
+	// giveUp bounds P1, P2 and B2: several times what any of them should take.
 	giveUp = 3 * time.Minute
 	// stagger keeps faults apart that the node controller taints, one in ten seconds.
 	stagger = 12 * time.Second
 )
 
-// bench plays cases.
-type bench struct {
-	s      *stage.Stage
-	o      options
-	commit string
-	// began tells this run's workloads from those of an earlier one in the same lab.
-	began int64
-	// dark are the hosts that stock cases left without power.
-	dark []string
-
-	writing sync.Mutex // one row at a time
-	waiting sync.WaitGroup
-	failed  error // of a case that waits; guarded by writing
+// gone are the hosts that do not speak to the API, and are meant not to.
+func (b *bench) gone() []string {
+	gone := slices.Clone(b.dark)
+	if b.outage != nil {
+		gone = append(gone, b.outage.host.Name())
+	}
+	return gone
 }
 
-// play runs the stock cases' faults first, and the others while those wait: they take twelve minutes in which nothing happens on hosts that are off.
-func (b *bench) play(ctx context.Context, wanted map[figures.Kind][]figures.Case) error {
-	ctx, stop := context.WithCancel(ctx)
-	defer func() { stop(); b.waiting.Wait() }()
-	b.began = mono.Nanoseconds() / int64(time.Second)
-	if len(wanted[figures.Witnessed]) > 0 { // their image is there now; they come back when their cases do
-		if err := b.s.Witnesses(ctx, false); err != nil {
-			return err
-		}
-	}
-	if err := b.stock(ctx, wanted[figures.StatefulSet], wanted[figures.Deployment]); err != nil {
-		return err
-	}
-	err := b.foreground(ctx, wanted)
-	campaign.Tell("waiting for the stock cases")
-	b.waiting.Wait() // also after a failure: their twelve minutes shall not be in vain
-	b.writing.Lock()
-	defer b.writing.Unlock()
-	return errors.Join(err, b.failed)
-}
-
-// foreground plays, one after the other, what does not take long.
-func (b *bench) foreground(ctx context.Context, wanted map[figures.Kind][]figures.Case) error {
-	if err := b.holdfast(ctx, b.s.Actor, wanted[figures.Guarded]); err != nil {
-		return err
-	}
-	if cases := wanted[figures.Unattached]; len(cases) > 0 {
-		if err := b.unattached(ctx, cases); err != nil {
-			return err
-		}
-	}
-	for _, c := range wanted[figures.Human] {
-		if err := b.human(ctx, c); err != nil {
-			return fmt.Errorf("%s case %d: %w", c.Kind, c.Number, err)
-		}
-	}
-	if cases := wanted[figures.Prompt]; len(cases) > 0 {
-		if err := b.prompt(ctx, cases); err != nil {
-			return err
-		}
-	}
-	if cases := wanted[figures.Witnessed]; len(cases) > 0 {
-		return b.witnessed(ctx, cases)
-	}
-	return nil
-}
-
-// witnessed plays P1w with agents on all hosts, and takes them away again.
-func (b *bench) witnessed(ctx context.Context, cases []figures.Case) error {
-	err := b.s.Witnesses(ctx, true, b.dark...)
-	if err == nil {
-		err = b.holdfast(ctx, b.s.Actor, cases)
-	}
-	return errors.Join(err, b.s.Witnesses(ctx, false, b.dark...))
-}
-
-// prompt plays P1s with the kubelets of all hosts that have power, and gives them back their configuration.
-func (b *bench) prompt(ctx context.Context, cases []figures.Case) error {
-	// Where only the first is set, the kubelet also writes its status that often.
-	err := b.kubelets(ctx, map[string]any{"nodeStatusUpdateFrequency": "2s", "nodeStatusReportFrequency": "5m0s"})
-	if err == nil {
-		err = b.holdfast(ctx, b.s.Actor, cases)
-	}
-	return errors.Join(err, b.kubelets(ctx, nil))
-}
-
-func (b *bench) kubelets(ctx context.Context, fields map[string]any) error {
-	for _, h := range b.s.Lab.Hosts() {
-		if slices.Contains(b.dark, h.Name()) {
-			continue
-		}
-		if err := h.ReconfigureKubelet(ctx, fields); err != nil {
-			return err
-		}
-	}
-	return b.well(ctx)
-}
-
-// holdfast plays an actor's cases.
-func (b *bench) holdfast(ctx context.Context, a *stage.Actor, cases []figures.Case) error {
-	for _, c := range cases {
-		if err := b.guarded(ctx, a, c); err != nil {
-			return fmt.Errorf("%s case %d: %w", c.Kind, c.Number, err)
-		}
-	}
-	return nil
-}
-
-// unattached plays P1n with an actor of its own.
-func (b *bench) unattached(ctx context.Context, cases []figures.Case) error {
-	a, err := b.s.Enter(ctx, stage.Role{Name: "unattached", Kind: "StatefulSet", Class: "permissive"})
-	if err != nil {
-		return err
-	}
-	return errors.Join(b.holdfast(ctx, a, cases), a.Exit(ctx))
-}
-
-// free are the hosts that may be lost: neither dark, nor with a part of Holdfast, nor with a guarded app but the one named.
+// free are the hosts that may be lost: neither gone, nor with a manager, nor with a guarded app but the one named.
 func (b *bench) free(ctx context.Context, app string) ([]string, error) {
 	var pods corev1.PodList
 	if err := b.s.Client.List(ctx, &pods); err != nil {
 		return nil, err
 	}
-	taken := slices.Clone(b.dark)
+	taken := b.gone()
 	for _, p := range pods.Items {
-		if p.Namespace == stage.HoldfastNamespace || (p.Namespace == stage.Namespace && p.Labels["app"] != app) {
+		if p.Namespace == stage.HoldfastNamespace || (p.Namespace == stage.Namespace && p.Labels["app"] != "" && p.Labels["app"] != app) {
 			taken = append(taken, p.Spec.NodeName)
 		}
 	}
@@ -170,10 +69,14 @@ func (b *bench) free(ctx context.Context, app string) ([]string, error) {
 	return free, nil
 }
 
-func (b *bench) pick(ctx context.Context, c figures.Case, app string) (*lab.Host, error) {
+// pick chooses the host that is lost. The one that has the app already saves a move.
+func (b *bench) pick(ctx context.Context, c figures.Case, app, on string) (*lab.Host, error) {
 	free, err := b.free(ctx, app)
 	if err != nil {
 		return nil, err
+	}
+	if slices.Contains(free, on) {
+		return b.s.Lab.Host(on)
 	}
 	return b.s.Lab.Host(free[c.Pick%uint64(len(free))])
 }
@@ -183,7 +86,7 @@ func (b *bench) well(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for _, h := range b.s.Lab.Hosts() {
-		if slices.Contains(b.dark, h.Name()) {
+		if slices.Contains(b.gone(), h.Name()) {
 			continue
 		}
 		if _, err := b.s.AwaitNode(ctx, h.Name(), h.Name()+" to be Ready and without taints", func(n *corev1.Node) bool {
@@ -195,7 +98,37 @@ func (b *bench) well(ctx context.Context) error {
 	if err := b.s.AwaitReady(ctx); err != nil {
 		return err
 	}
-	return errors.Join(b.s.AwaitWitnesses(ctx, b.dark...), b.s.AwaitServed(ctx))
+	return errors.Join(b.s.AwaitWitnesses(ctx, b.gone()...), b.agentsRun(ctx), b.s.AwaitServed(ctx))
+}
+
+// agentsRun waits until what the API says of agents is of the processes that are there now: of a host that was lost it still says what it did before.
+func (b *bench) agentsRun(ctx context.Context) error {
+	return await.Every(ctx, 200*time.Millisecond, "the agents of hosts that returned", func() (bool, error) {
+		var pods corev1.PodList
+		if err := b.s.Client.List(ctx, &pods, client.InNamespace(manifest.Namespace)); err != nil {
+			return false, err
+		}
+		for i := range pods.Items {
+			p := &pods.Items[i]
+			if slices.Contains(b.gone(), p.Spec.NodeName) || p.DeletionTimestamp != nil {
+				continue
+			}
+			id, err := b.s.ProcessOf(p, "witness")
+			if err != nil || !stage.PodReady(p) || !ofProcess(p, time.Duration(mono.Nanoseconds()-monoOfTicks(id.Start))) {
+				return false, nil //nolint:nilerr // not there yet
+			}
+		}
+		return true, nil
+	})
+}
+
+// ofProcess reports whether the pod's container was started when its process was, which is so old.
+func ofProcess(p *corev1.Pod, age time.Duration) bool {
+	if len(p.Status.ContainerStatuses) != 1 || p.Status.ContainerStatuses[0].State.Running == nil {
+		return false
+	}
+	started := p.Status.ContainerStatuses[0].State.Running.StartedAt.Time // to a second
+	return time.Since(started) <= age+2*time.Second
 }
 
 // moment waits until the case wants its host to be lost.
@@ -206,39 +139,41 @@ func (b *bench) moment(ctx context.Context, c figures.Case, host string) error {
 		if l.Spec.RenewTime != nil && l.Spec.RenewTime.After(last) {
 			last, seen = l.Spec.RenewTime.Time, seen+1
 		}
-		return seen >= c.Renewals
+		return seen > c.Renewals || seen == c.Renewals && (seen > 0 || time.Since(last) <= c.Age)
 	}); err != nil {
 		return err
 	}
-	at := time.NewTimer(time.Until(last.Add(c.Age)))
-	defer at.Stop()
+	return wait(ctx, time.Until(last.Add(c.Age)))
+}
+
+func wait(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
 	select {
-	case <-at.C:
+	case <-t.C:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// lose takes the host's power and returns what is known then about the case.
-func (b *bench) lose(ctx context.Context, host *lab.Host, cases ...played) ([]played, error) {
+// strike takes a host's power, or has it hang for a case of P2w, and returns what is known then about the cases.
+func (b *bench) strike(ctx context.Context, host *lab.Host, cases ...played) ([]played, error) {
+	name, do := "power-off", host.PowerOff
+	if cases[0].Kind == figures.Hung {
+		name, do = "hang", func(ctx context.Context) error { return host.Hang(ctx, lab.HangDead) }
+	}
 	since := mono.Nanoseconds()
 	size, err := b.journalSize()
 	if err != nil {
 		return nil, err
 	}
-	if err := host.PowerOff(ctx); err != nil {
+	if err := do(ctx); err != nil {
 		return nil, err
 	}
-	found, err := b.s.Lab.Events(events.Filter{Since: since, Sources: []events.Source{events.Faults}})
+	t0, err := b.faultBegan(name, host.Name(), since)
 	if err != nil {
 		return nil, err
-	}
-	i := slices.IndexFunc(found, func(e events.Event) bool {
-		return e.Fault != nil && e.Fault.Fault == "power-off" && e.Fault.Target == host.Name() && e.Fault.State == fault.Begin
-	})
-	if i < 0 {
-		return nil, fmt.Errorf("the loss of %s's power is not in the lab's journal of faults", host.Name())
 	}
 	var lease coordinationv1.Lease
 	if err := b.s.Client.Get(ctx, types.NamespacedName{Namespace: corev1.NamespaceNodeLease, Name: host.Name()}, &lease); err != nil {
@@ -246,46 +181,106 @@ func (b *bench) lose(ctx context.Context, host *lab.Host, cases ...played) ([]pl
 	}
 	for n := range cases {
 		p := &cases[n]
-		p.host, p.t0, p.journal = host.Name(), found[i].Stamp, size
+		p.host, p.t0, p.journal = host.Name(), t0, size
 		if lease.Spec.RenewTime != nil {
 			p.leaseAge = p.t0.Wall.Sub(lease.Spec.RenewTime.Time)
 		}
-		campaign.Tell("%s case %d: %s loses its power, its lease is %.1f s old", p.Kind, p.Number, p.host, p.leaseAge.Seconds())
+		campaign.Tell("%s case %d: %s of %s, its lease is %.1f s old", p.Kind, p.Number, name, p.host, p.leaseAge.Seconds())
 	}
 	return cases, nil
 }
 
-// guarded is a case of P1, P1w, P1s or P1n.
+// faultBegan is when the lab's journal says that a fault began, before anything of it was to be seen.
+func (b *bench) faultBegan(name, host string, since int64) (mono.Stamp, error) {
+	found, err := b.s.Lab.Events(events.Filter{Since: since, Sources: []events.Source{events.Faults}})
+	if err != nil {
+		return mono.Stamp{}, err
+	}
+	i := slices.IndexFunc(found, func(e events.Event) bool {
+		return e.Fault != nil && e.Fault.Fault == name && e.Fault.Target == host && e.Fault.State == fault.Begin
+	})
+	if i < 0 {
+		return mono.Stamp{}, fmt.Errorf("the fault %s of %s is not in the lab's journal", name, host)
+	}
+	return found[i].Stamp, nil
+}
+
+// guarded is a case of a kind that Holdfast brings elsewhere.
 func (b *bench) guarded(ctx context.Context, a *stage.Actor, c figures.Case) error {
-	if err := b.well(ctx); err != nil {
-		return err
-	}
-	host, err := b.pick(ctx, c, a.Name)
+	p, host, err := b.ready(ctx, a, c)
 	if err != nil {
 		return err
 	}
-	placed, err := b.s.Place(ctx, host.Name(), a)
-	if err != nil {
-		return err
-	}
-	before, err := b.s.JudgeVolume(ctx, a.Volume())
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(b.well(ctx), a.AwaitReady(ctx), a.AwaitServed(ctx)); err != nil {
-		return err
-	}
+	defer p.leave()
 	if err := b.moment(ctx, c, host.Name()); err != nil {
 		return err
 	}
-	lost, err := b.lose(ctx, host, played{Case: c, pod: placed[0], volume: a.Volume(), interleavings: len(before.Interleavings)})
+	lost, err := b.strike(ctx, host, p)
 	if err != nil {
 		return err
 	}
 	if err := b.measure(ctx, lost[0], giveUp); err != nil {
 		return err
 	}
+	if c.Kind == figures.Hung {
+		if err := host.EndHang(ctx); err != nil { // it was fenced: only the lab's journal learns of it
+			return err
+		}
+	}
 	return b.comeBack(ctx, host)
+}
+
+// ready brings the actor to a host that may be lost, and clients to another.
+func (b *bench) ready(ctx context.Context, a *stage.Actor, c figures.Case) (p played, host *lab.Host, err error) {
+	if err := b.well(ctx); err != nil {
+		return p, nil, err
+	}
+	now, err := a.Ledger(ctx)
+	if err != nil {
+		return p, nil, err
+	}
+	host, err = b.pick(ctx, c, a.Name, now.Spec.NodeName)
+	if err != nil {
+		return p, nil, err
+	}
+	placed, err := b.s.Place(ctx, host.Name(), a)
+	if err != nil {
+		return p, nil, err
+	}
+	p = played{Case: c, actor: a, pod: placed[0], volume: a.Volume()}
+	if p.interleavings, err = b.judged(ctx, p.volume); err != nil {
+		return p, nil, err
+	}
+	if p.confirmAfter, err = b.confirmAfter(ctx, a); err != nil {
+		return p, nil, err
+	}
+	if err := errors.Join(b.well(ctx), a.AwaitReady(ctx), a.AwaitServed(ctx)); err != nil {
+		return p, nil, err
+	}
+	soon, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return p, host, b.connect(soon, &p)
+}
+
+// judged is how often two wrote to the volume at once, as far as anybody looked.
+func (b *bench) judged(ctx context.Context, volume string) (int, error) {
+	b.writing.Lock()
+	n, ok := b.quarrels[volume]
+	b.writing.Unlock()
+	if ok {
+		return n, nil
+	}
+	before, err := b.s.JudgeVolume(ctx, volume)
+	return len(before.Interleavings), err
+}
+
+// confirmAfter is what the actor's guard asks for.
+func (b *bench) confirmAfter(ctx context.Context, a *stage.Actor) (time.Duration, error) {
+	var g v1alpha1.GuardedStatefulApp
+	if err := b.s.Client.Get(ctx, client.ObjectKey{Namespace: stage.Namespace, Name: a.Name}, &g); err != nil {
+		return 0, err
+	}
+	return time.Duration(g.Spec.OnHostLoss.ConfirmAfterSeconds) * time.Second, nil
 }
 
 // comeBack gives the host its power again, and waits until Holdfast has let it back.
@@ -304,7 +299,7 @@ func (b *bench) comeBack(ctx context.Context, host *lab.Host) error {
 	}); err != nil {
 		return err
 	}
-	return b.s.AwaitNoOpenIncident(ctx)
+	return b.s.AwaitNoOpenIncident(ctx, b.gone()...)
 }
 
 // human is a case of B2: somebody watches the Node, knows that the host is off, and says so the instant that Kubernetes notices.
@@ -312,7 +307,7 @@ func (b *bench) human(ctx context.Context, c figures.Case) error {
 	if err := b.well(ctx); err != nil {
 		return err
 	}
-	host, err := b.pick(ctx, c, "")
+	host, err := b.pick(ctx, c, "", "")
 	if err != nil {
 		return err
 	}
@@ -323,7 +318,7 @@ func (b *bench) human(ctx context.Context, c figures.Case) error {
 	if err := b.moment(ctx, c, host.Name()); err != nil {
 		return err
 	}
-	lost, err := b.lose(ctx, host, played{Case: c, pod: pod, volume: pod.Labels["app"]})
+	lost, err := b.strike(ctx, host, played{Case: c, pod: pod, volume: pod.Labels["app"]})
 	if err != nil {
 		return err
 	}
@@ -343,67 +338,5 @@ func (b *bench) human(ctx context.Context, c figures.Case) error {
 	if err := errors.Join(b.stopStock(ctx, pod), b.comeBack(ctx, host)); err != nil {
 		return err
 	}
-	return b.setTaints(ctx, host.Name(), func(t []corev1.Taint) []corev1.Taint {
-		return slices.DeleteFunc(t, func(t corev1.Taint) bool { return t.Key == v1alpha1.TaintOutOfService })
-	})
-}
-
-// stock begins the cases of B0 and B1, which share hosts, and lets them wait beside what comes.
-func (b *bench) stock(ctx context.Context, sets, deployments []figures.Case) error {
-	for len(sets)+len(deployments) > 0 {
-		var pair []figures.Case
-		if len(sets) > 0 {
-			pair, sets = append(pair, sets[0]), sets[1:]
-		}
-		if len(deployments) > 0 {
-			pair, deployments = append(pair, deployments[0]), deployments[1:]
-		}
-		if err := b.stockPair(ctx, pair); err != nil {
-			return fmt.Errorf("stock case %d: %w", pair[0].Number, err)
-		}
-	}
-	return nil
-}
-
-func (b *bench) stockPair(ctx context.Context, pair []figures.Case) error {
-	if err := b.well(ctx); err != nil {
-		return err
-	}
-	host, err := b.pick(ctx, pair[0], "")
-	if err != nil {
-		return err
-	}
-	var cases []played
-	for _, c := range pair {
-		pod, err := b.startStock(ctx, c, host.Name())
-		if err != nil {
-			return err
-		}
-		cases = append(cases, played{Case: c, pod: pod, volume: pod.Labels["app"]})
-	}
-	if err := b.moment(ctx, pair[0], host.Name()); err != nil {
-		return err
-	}
-	cases, err = b.lose(ctx, host, cases...)
-	if err != nil {
-		return err
-	}
-	b.dark = append(b.dark, host.Name())
-	for _, p := range cases {
-		b.waiting.Go(func() {
-			if err := b.measure(ctx, p, b.o.censor); err != nil {
-				b.writing.Lock()
-				defer b.writing.Unlock()
-				b.failed = errors.Join(b.failed, fmt.Errorf("%s case %d: %w", p.Kind, p.Number, err))
-			}
-		})
-	}
-	pause := time.NewTimer(stagger)
-	defer pause.Stop()
-	select {
-	case <-pause.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return b.untaint(ctx, host.Name())
 }

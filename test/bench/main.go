@@ -1,9 +1,9 @@
 // Copyright The Holdfast Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bench measures how long an application is down when its host loses its power: with Holdfast, with what Kubernetes does by itself, and with
-// a person who does the right thing at once. All kinds are measured in one lab and one run. Rows are appended as they come, and a run that is repeated
-// goes on where rows are missing. docs/results/README.md says what they mean. It needs root.
+// Command bench measures how long an application is down when its host is lost: with Holdfast, with what Kubernetes does by itself, and with a person who
+// does the right thing at once; that it is not down when only the kubelet is; and what Holdfast's programs use. All is measured in one lab and one run.
+// Rows are appended as they come, and a run that is repeated goes on where rows are missing. docs/results/README.md says what they mean. It needs root.
 package main
 
 import (
@@ -29,9 +29,9 @@ import (
 // options are the flags.
 type options struct {
 	campaign.Options
-	n, witnessed, prompt, unattached, human, stock int
-	seed                                           uint64
-	censor                                         time.Duration
+	n, witnessed, hung, prompt, unattached, human, stock int
+	seed                                                 uint64
+	censor, outage, quiet                                time.Duration
 }
 
 func main() {
@@ -39,41 +39,86 @@ func main() {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&o.n, "n", 10, "cases of P1: Holdfast in API-only mode")
 	flags.IntVar(&o.witnessed, "witnessed", 30, "cases of P1w: P1 with an agent on every host")
+	flags.IntVar(&o.hung, "hung", 10, "cases of P2w: the host hangs with its power on, and an agent on every host")
+	flags.DurationVar(&o.outage, "outage", time.Hour, "how long P7's kubelet is dead, beside everything else; 0 leaves P7 out")
+	flags.DurationVar(&o.quiet, "quiet", time.Minute, "how long programs are looked on at rest")
 	flags.IntVar(&o.prompt, "prompt", 5, "cases of P1s: P1 with kubelets that look at their status every 2 s")
 	flags.IntVar(&o.unattached, "unattached", 3, "cases of P1n: the same with a volume that needs no attaching")
 	flags.IntVar(&o.human, "human", 3, "cases of B2: the out-of-service taint the instant the Node is Unknown")
 	flags.IntVar(&o.stock, "stock", 2, "cases of B0 and of B1 each: a stock StatefulSet, a stock Deployment")
 	flags.Uint64Var(&o.seed, "seed", 1, "when hosts are lost, and which; rows of one seed are one run")
 	flags.DurationVar(&o.censor, "censor", 780*time.Second, "when B0 and B1 are given up")
-	o.Flags(flags, "docs/results/bench-failover", "rows.csv and README.md")
+	o.Flags(flags, "docs/results/bench-failover", "rows.csv, outages.csv, usage.csv and README.md")
 	campaign.Main(flags, func(ctx context.Context) error { return perform(ctx, o) })
 }
 
-// wanted are the cases without a row, by kind.
-func (o options) wanted() (map[figures.Kind][]figures.Case, error) {
-	rows, err := figures.Load(o.rows())
-	wanted := map[figures.Kind][]figures.Case{}
-	for k, n := range map[figures.Kind]int{
-		figures.Guarded: o.n, figures.Witnessed: o.witnessed, figures.Prompt: o.prompt, figures.Unattached: o.unattached, figures.Human: o.human, figures.Deployment: o.stock, figures.StatefulSet: o.stock,
-	} {
-		if missing := figures.Missing(figures.Cases(k, n, o.seed), rows); len(missing) > 0 {
-			wanted[k] = missing
-		}
-	}
-	return wanted, err
+// wanted is what has no row yet.
+type wanted struct {
+	cases map[figures.Kind][]figures.Case
+	// outage is P7, usage what programs use.
+	outage, usage bool
 }
 
-func (o options) rows() string { return filepath.Join(o.Out, "rows.csv") }
+// agents reports whether anything is wanted that has an agent on every host, without whether there is anything else.
+func (w wanted) agents() bool {
+	return w.outage || w.usage || len(w.cases[figures.Witnessed])+len(w.cases[figures.Hung]) > 0
+}
 
-// hosts is how many a new lab needs: those that the stock cases leave without power are, with the one that is lost next, less than half.
-func (o options) hosts() int { return max(5+o.stock, 2*(o.stock+1)+1) }
+func (w wanted) without() bool {
+	return len(w.cases[figures.Guarded])+len(w.cases[figures.Unattached])+len(w.cases[figures.Human])+len(w.cases[figures.Prompt]) > 0
+}
+
+func (o options) wanted() (wanted, error) {
+	rows, err := figures.Load(o.rows())
+	if err != nil {
+		return wanted{}, err
+	}
+	w := wanted{cases: map[figures.Kind][]figures.Case{}}
+	for k, n := range map[figures.Kind]int{figures.Guarded: o.n, figures.Witnessed: o.witnessed, figures.Hung: o.hung, figures.Prompt: o.prompt,
+		figures.Unattached: o.unattached, figures.Human: o.human, figures.Deployment: o.stock, figures.StatefulSet: o.stock} {
+		if missing := figures.Missing(figures.Cases(k, n, o.seed), rows); len(missing) > 0 {
+			w.cases[k] = missing
+		}
+	}
+	outages, err := figures.LoadOutages(o.outages(), o.seed)
+	if err != nil {
+		return w, err
+	}
+	usages, err := figures.LoadUsages(o.usages(), o.seed)
+	w.outage, w.usage = o.outage > 0 && len(outages) == 0, o.witnessed+o.hung > 0 && len(usages) == 0
+	return w, err
+}
+
+func (w wanted) nothing() bool { return len(w.cases) == 0 && !w.outage && !w.usage }
+
+func (o options) rows() string    { return filepath.Join(o.Out, "rows.csv") }
+func (o options) outages() string { return filepath.Join(o.Out, "outages.csv") }
+func (o options) usages() string  { return filepath.Join(o.Out, "usage.csv") }
+
+// hosts is how many a new lab needs: those that do not speak at a time (the one that is lost, that of a stock pair, that of P7) are less than half. Two have
+// managers, and one the ledger.
+func (o options) hosts() int { return max(5, 2*o.silent()+1) }
+
+func (o options) silent() int {
+	n := 1
+	if o.stock > 0 {
+		n++
+	}
+	if o.outage > 0 {
+		n++
+	}
+	return n
+}
+
+// budget of Off commands: Holdfast's own and one for each host that hangs; a host without power spends none. Half as many again are for commands that are repeated.
+func (o options) budget() int32 { return int32(2 + o.hung + (o.hung+1)/2) } //nolint:gosec // a handful
 
 func perform(ctx context.Context, o options) (err error) {
-	wanted, err := o.wanted()
+	w, err := o.wanted()
 	if err != nil {
 		return err
 	}
-	if len(wanted) == 0 {
+	if w.nothing() {
 		campaign.Tell("every row of seed %d is there; another --seed makes another run", o.seed)
 		return o.summarise("")
 	}
@@ -84,17 +129,18 @@ func perform(ctx context.Context, o options) (err error) {
 	if err := os.MkdirAll(o.Out, 0o755); err != nil {
 		return err
 	}
-	s, err := stage.Raise(ctx, stage.Options{Lab: o.Lab, Hosts: o.hosts(), Timings: lab.Timings(o.Timings), Witnesses: len(wanted[figures.Witnessed]) > 0, Progress: func(line string) { campaign.Tell("%s", line) }})
+	s, err := stage.Raise(ctx, stage.Options{Lab: o.Lab, Hosts: o.hosts(), Timings: lab.Timings(o.Timings), Witnesses: w.agents(), FenceBudget: o.budget(),
+		Progress: func(line string) { campaign.Tell("%s", line) }})
 	defer func() { err = errors.Join(err, o.Leave(s)) }()
 	if err != nil {
 		return err
 	}
 	b := &bench{s: s, o: o, commit: commit}
-	if err := b.play(ctx, wanted); err != nil {
+	err = b.play(ctx, w)
+	if err != nil {
 		campaign.Tell("%s", s.Diagnose(ctx))
-		return err
 	}
-	return o.summarise(b.scene(ctx))
+	return errors.Join(err, o.summarise(b.scene(ctx)))
 }
 
 // summarise writes what the rows of the seed say. What the lab was like is kept from the summary that is there, if it is not told.
@@ -103,11 +149,18 @@ func (o options) summarise(scene string) error {
 	if err != nil {
 		return err
 	}
+	run := figures.Run{Seed: o.seed, Rows: figures.OfSeed(all, o.seed)}
+	if run.Outages, err = figures.LoadOutages(o.outages(), o.seed); err != nil {
+		return err
+	}
+	if run.Usages, err = figures.LoadUsages(o.usages(), o.seed); err != nil {
+		return err
+	}
 	path := filepath.Join(o.Out, "README.md")
 	if scene == "" {
 		scene = sceneOf(path)
 	}
-	return os.WriteFile(path, []byte(figures.Markdown(o.seed, scene, figures.OfSeed(all, o.seed))), 0o644)
+	return os.WriteFile(path, []byte(figures.Markdown(scene, run)), 0o644)
 }
 
 func sceneOf(path string) string {
@@ -142,11 +195,13 @@ func (b *bench) scene(ctx context.Context) string {
 		kernel = "Linux " + unix.ByteSliceToString(u.Release[:])
 	}
 	version := "Kubernetes of an unknown version"
-	if node, err := b.s.AwaitNode(ctx, b.s.Lab.Hosts()[0].Name(), "its version", anyNode); err == nil {
+	soon, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if node, err := b.s.AwaitNode(soon, b.s.Lab.Hosts()[0].Name(), "its version", anyNode); err == nil {
 		version = "Kubernetes " + node.Status.NodeInfo.KubeletVersion
 	}
 	load, _ := os.ReadFile("/proc/loadavg") // of a kernel that has none, none is told
 	average, _, _ := strings.Cut(string(load), " ")
-	return fmt.Sprintf("%d CPUs, %s, load average %s at the end; a lab of %d hosts with real kubelets and BMCs (ipmi_sim), %s with %s timings; Holdfast with %d replicas",
-		runtime.NumCPU(), kernel, average, len(b.s.Lab.Hosts()), version, b.s.Lab.Timings(), stage.Replicas)
+	return fmt.Sprintf("%d CPUs, %s, load average %s at the end; a lab of %d hosts with real kubelets and BMCs (ipmi_sim), %s with %s timings; Holdfast with %d replicas and a budget of %d Off commands an hour",
+		runtime.NumCPU(), kernel, average, len(b.s.Lab.Hosts()), version, b.s.Lab.Timings(), stage.Replicas, b.o.budget())
 }

@@ -30,13 +30,18 @@ import (
 	"github.com/holdfast-dev/holdfast/test/lab/mono"
 )
 
-// played is a case whose host has lost its power.
+// played is a case whose host is lost, or is about to be.
 type played struct {
 	figures.Case
-	pod    *corev1.Pod // the application as it was
-	volume string
-	host   string
-	t0     mono.Stamp
+	// actor is the application if it is guarded, and clients have connections to it.
+	actor   *stage.Actor
+	clients []*stage.Connection
+	// confirmAfter is what its guard asks for.
+	confirmAfter time.Duration
+	pod          *corev1.Pod // the application as it was
+	volume       string
+	host         string
+	t0           mono.Stamp
 	// leaseAge is how old the host's lease was at t0.
 	leaseAge time.Duration
 	// journal is how long the array's log of writes was at t0.
@@ -69,7 +74,7 @@ func (b *bench) journalSize() (int64, error) {
 // measure waits for the first write of the application elsewhere, or gives up, and appends the row.
 func (b *bench) measure(ctx context.Context, p played, within time.Duration) error {
 	row := figures.Row{Commit: b.commit, Case: p.Case, Timings: string(b.s.Lab.Timings()), T0: p.t0.Wall, LeaseAge: p.leaseAge, Host: p.host,
-		Outcome: figures.Recovered, Marks: map[figures.Mark]time.Duration{}}
+		Outcome: figures.Recovered, ConfirmAfter: p.confirmAfter, Clients: len(p.clients), Marks: map[figures.Mark]time.Duration{}}
 	limit, cancel := context.WithTimeout(ctx, within-time.Duration(mono.Nanoseconds()-p.t0.Mono))
 	defer cancel()
 	first, err := b.firstWrite(limit, p)
@@ -85,6 +90,7 @@ func (b *bench) measure(ctx context.Context, p played, within time.Duration) err
 		row.Marks[figures.FirstWrite] = time.Duration(first.Mono - p.t0.Mono)
 		b.markStart(ctx, p, row)
 	}
+	p.markClients(ctx, row)
 	if err := b.markPath(p, row); err != nil {
 		return err
 	}
@@ -93,15 +99,16 @@ func (b *bench) measure(ctx context.Context, p played, within time.Duration) err
 		return err
 	}
 	row.Interleavings = len(found.Interleavings) - p.interleavings
-	return b.keep(row)
+	return b.keep(row, p.volume, len(found.Interleavings))
 }
 
-// keep appends the row to the file, and tells it.
-func (b *bench) keep(row figures.Row) error {
+// keep appends the row to the file, and tells it. The volume has been judged as far as this.
+func (b *bench) keep(row figures.Row, volume string, quarrels int) error {
 	b.writing.Lock()
 	defer b.writing.Unlock()
+	b.quarrels[volume] = quarrels
 	var way []string
-	for _, m := range figures.Marks {
+	for _, m := range slices.Concat(figures.Marks, []figures.Mark{figures.EndpointOut}, figures.Ends) {
 		if d, ok := row.Marks[m]; ok {
 			way = append(way, fmt.Sprintf("%s %.2f", m, d.Seconds()))
 		}

@@ -6,11 +6,13 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -106,11 +108,83 @@ func TestTheLogIsFollowedWhileItGrows(t *testing.T) {
 }
 
 func TestMostHostsStayLit(t *testing.T) {
-	for stock := range 6 {
-		o := options{stock: stock}
-		if dark := stock + 1; 2*dark >= o.hosts() {
-			t.Errorf("%d of %d hosts may be dark at a time: that is not less than half", dark, o.hosts())
+	for name, o := range map[string]options{"all": {stock: 2, outage: time.Hour}, "without P7": {stock: 1}, "with agents alone": {witnessed: 30}} {
+		if 2*o.silent() >= o.hosts() {
+			t.Errorf("%s: %d of %d hosts may be silent at a time: that is not less than half", name, o.silent(), o.hosts())
 		}
+	}
+}
+
+func TestOnlyWhatIsMissingIsWanted(t *testing.T) {
+	o := options{seed: 7, witnessed: 2, stock: 1, outage: time.Hour, Options: campaign.Options{Out: t.TempDir()}}
+	want := func(when string, cases int, outage, usage bool) {
+		t.Helper()
+		w, err := o.wanted()
+		if err != nil || len(w.cases[figures.Witnessed]) != cases || w.outage != outage || w.usage != usage {
+			t.Errorf("%s: wanted %+v, %v; want %d cases, P7 %v, usage %v", when, w, err, cases, outage, usage)
+		}
+	}
+	want("at first", 2, true, true)
+	if err := figures.Append(o.rows(), figures.Row{Case: figures.Case{Seed: 7, Kind: figures.Witnessed, Number: 2}, Outcome: figures.Recovered}); err != nil {
+		t.Fatal(err)
+	}
+	want("with a row", 1, true, true)
+	for _, seed := range []uint64{8, 7} {
+		if err := errors.Join(figures.AppendOutage(o.outages(), figures.Outage{Seed: seed}), figures.AppendUsage(o.usages(), figures.Usage{Seed: seed})); err != nil {
+			t.Fatal(err)
+		}
+		want(fmt.Sprintf("with the others of seed %d", seed), 1, seed == 8, seed == 8)
+	}
+}
+
+func TestStockCasesArePutTogether(t *testing.T) {
+	got := pairs(figures.Cases(figures.StatefulSet, 2, 7), figures.Cases(figures.Deployment, 1, 7))
+	if len(got) != 2 || len(got[0]) != 2 || len(got[1]) != 1 || got[1][0].Kind != figures.StatefulSet || got[1][0].Number != 2 {
+		t.Errorf("two of B0 and one of B1 make the pairs %+v", got)
+	}
+}
+
+func TestWhatAProcessUsedIsRead(t *testing.T) {
+	got, err := cpuIn("71 (a (b) c) S 1 71 71 0 -1 4194560 900 0 0 0 150 50 7 8 20 0 9 0 12345 1000 200")
+	if err != nil || got != 2*time.Second {
+		t.Errorf("150 and 50 hundredths are %v, %v; want 2 s", got, err)
+	}
+	if _, err := cpuIn("71 (a) S 1"); err == nil {
+		t.Error("a line without the fields says something")
+	}
+	if n, err := kib("Name:\tx\nVmRSS:\t   2048 kB\nRssAnon:\t 1024 kB\n", "VmRSS"); err != nil || n != 2048 {
+		t.Errorf("VmRSS is %d KiB, %v; want 2048", n, err)
+	}
+	if _, err := kib("Name:\tx\n", "VmRSS"); err == nil {
+		t.Error("a status without VmRSS says something")
+	}
+}
+
+func TestWhatTheAPISaysOfALostProcessIsOld(t *testing.T) {
+	pod := func(ago time.Duration) *corev1.Pod {
+		return &corev1.Pod{Status: corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{State: corev1.ContainerState{
+			Running: &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(time.Now().Add(-ago).Truncate(time.Second))}}}}}}
+	}
+	if !ofProcess(pod(10*time.Second), 10*time.Second) {
+		t.Error("a container is not that of a process as old")
+	}
+	if ofProcess(pod(60*time.Second), 10*time.Second) || ofProcess(&corev1.Pod{}, 10*time.Second) {
+		t.Error("a container of before, or none, is that of a new process")
+	}
+}
+
+func TestEveryClientHasAMarkOfItsOwn(t *testing.T) {
+	marks := map[figures.Mark]bool{}
+	for _, s := range stage.Seats("host-1") {
+		marks[endOf(s)] = true
+	}
+	for _, m := range figures.Ends {
+		if !marks[m] {
+			t.Errorf("no client has the mark %s", m)
+		}
+	}
+	if len(marks) != len(figures.Ends) {
+		t.Errorf("clients have the marks %v, columns are %v", marks, figures.Ends)
 	}
 }
 

@@ -17,9 +17,10 @@ type Case struct {
 	Seed   uint64
 	Kind   Kind
 	Number int // from 1
-	// Renewals and Age say when the fault comes: so many further renewals of the host's lease are let pass, and Age after the last of them the power
-	// is taken. Age is spread evenly over the 10 s between two renewals: every run has kills right after one and right before the next. Together they
-	// spread over 20 s, the period of pod garbage collection, and with it over the 5 s in which the node lifecycle controller looks.
+	// Renewals and Age say when the fault comes: so many further renewals of the host's lease are let pass, and Age after the last of them the host is
+	// lost. Age is spread evenly over the 10 s between two renewals: every run has losses right after one and right before the next. Where Kubernetes does
+	// the rest, there is one renewal or two: together they spread over 20 s, the period of pod garbage collection, and with it over the 5 s in which the node
+	// lifecycle controller looks. With Holdfast there is none: the renewal that is there counts if its Age is still to come.
 	Renewals int
 	Age      time.Duration
 	// Pick chooses among the hosts that may be lost.
@@ -33,7 +34,11 @@ func Cases(kind Kind, n int, seed uint64) []Case {
 	var out []Case
 	for i := range n {
 		age := (float64(strata[i]) + random.Float64()) / float64(n)
-		out = append(out, Case{Seed: seed, Kind: kind, Number: i + 1, Renewals: 1 + random.IntN(2), Age: time.Duration(age * float64(renewEvery)), Pick: random.Uint64()})
+		c := Case{Seed: seed, Kind: kind, Number: i + 1, Renewals: 1 + random.IntN(2), Age: time.Duration(age * float64(renewEvery)), Pick: random.Uint64()}
+		if kind.ByHoldfast() {
+			c.Renewals = 0
+		}
+		out = append(out, c)
 	}
 	return out
 }

@@ -135,6 +135,8 @@ func TestRowsSurviveTheFile(t *testing.T) {
 	want := []Row{recovered(Guarded, 1, 3000, 9000, 9500, 10000, 12000), censored(StatefulSet, 1, 720*time.Second)}
 	want[0].Age, want[0].Pick = 0, 0 // the plan's own: they follow from the seed
 	want[0].LeaseAge, want[0].Interleavings = 2500*time.Millisecond, 3
+	want[0].ConfirmAfter, want[0].Clients = 15*time.Second, 4
+	want[0].Marks[EndpointOut], want[0].Marks["host_reads_end"] = 2*time.Second, 6*time.Second
 	for _, r := range want {
 		if err := Append(path, r); err != nil {
 			t.Fatal(err)
@@ -201,7 +203,7 @@ func TestCasesComeFromTheSeed(t *testing.T) {
 func TestFaultsAreSpreadOverTheLease(t *testing.T) {
 	for seed := range uint64(50) {
 		taken := map[int64]bool{}
-		for _, c := range Cases(Guarded, 10, seed) {
+		for _, c := range Cases(Human, 10, seed) {
 			if c.Age < 0 || c.Age >= renewEvery || c.Renewals < 1 || c.Renewals > 2 {
 				t.Fatalf("seed %d: case %+v", seed, c)
 			}
@@ -209,6 +211,11 @@ func TestFaultsAreSpreadOverTheLease(t *testing.T) {
 		}
 		if len(taken) != 10 {
 			t.Errorf("seed %d: ten cases fall into %d of the ten seconds of a lease", seed, len(taken))
+		}
+	}
+	for _, c := range Cases(Witnessed, 30, 7) {
+		if c.Renewals != 0 {
+			t.Errorf("with Holdfast nothing is awaited but the age: %+v", c)
 		}
 	}
 }
@@ -219,7 +226,7 @@ func TestMarkdownTellsGoodAndBad(t *testing.T) {
 		rows = append(rows, recovered(Guarded, i+1, 3000, 7000, 7500, 7600, 9000+100*i))
 	}
 	rows = append(rows, recovered(Deployment, 1, 50000, 350000, 352000, 700000, 705000), censored(StatefulSet, 1, 720*time.Second))
-	text := Markdown(7, "a machine", OfSeed(append(rows, Row{Case: Case{Seed: 8, Kind: Guarded}, Outcome: Censored}), 7))
+	text := Markdown("a machine", Run{Seed: 7, Rows: OfSeed(append(rows, Row{Case: Case{Seed: 8, Kind: Guarded}, Outcome: Censored}), 7)})
 	for _, want := range []string{
 		"| P1 Holdfast, API-only | 10 | 10 | 9.40 s | 9.80 s | 9.90 s | 1.0 | 0 of 10 (at 95 %: below 30 %) |",
 		"| B1 stock Deployment, Recreate | 1 | 1 | 705 s | 705 s | 705 s | 75.0 | 0 of 1 (at 95 %: below 100 %) |",
@@ -233,17 +240,17 @@ func TestMarkdownTellsGoodAndBad(t *testing.T) {
 			t.Errorf("%q is not in:\n%s", want, text)
 		}
 	}
-	rows[3].Marks[FirstWrite] = GoalOf(Guarded).Max + time.Millisecond
+	rows[3].Marks[FirstWrite] = GoalOf(Guarded, 0).Max + time.Millisecond
 	rows[4].Interleavings = 1
-	text = Markdown(7, "", rows)
+	text = Markdown("", Run{Seed: 7, Rows: rows})
 	for _, want := range []string{"holds in every case: slower were 0 of 10", "With the start, slower than 15.00 s were 1 of 10.", "| 1 of 10 |"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not in:\n%s", want, text)
 		}
 	}
-	rows[3].Marks[Bound] = GoalOf(Guarded).Max + time.Millisecond
+	rows[3].Marks[Bound] = GoalOf(Guarded, 0).Max + time.Millisecond
 	rows[5].Outcome = Censored
-	if text = Markdown(7, "", rows); !strings.Contains(text, "does not hold: slower were 2 of 10.") {
+	if text = Markdown("", Run{Seed: 7, Rows: rows}); !strings.Contains(text, "does not hold: slower were 2 of 10.") {
 		t.Errorf("one that was bound late and one that never wrote do not break the goal:\n%s", text)
 	}
 }
@@ -255,7 +262,7 @@ func TestAGoalMayBoundTheMedianToo(t *testing.T) {
 		for i := range 30 {
 			rows = append(rows, recovered(Witnessed, i+1, 2000, 4000, 5000, bound, bound+1000))
 		}
-		text := Markdown(7, "a machine", rows)
+		text := Markdown("a machine", Run{Seed: 7, Rows: rows})
 		if want := "**P1w**: goal P1, p50 at most 6.00 s, at most 12.00 s with the application's start told apart, " + want; !strings.Contains(text, want) {
 			t.Errorf("%q is not in:\n%s", want, text)
 		}

@@ -28,6 +28,8 @@ const (
 	Prompt Kind = "P1s"
 	// Witnessed is P1 with an agent on every host: goal P1.
 	Witnessed Kind = "P1w"
+	// Hung is a host that hangs in silence, its power on, with an agent on every host: goal P2.
+	Hung Kind = "P2w"
 	// StatefulSet and Deployment are what Kubernetes does by itself.
 	StatefulSet Kind = "B0"
 	Deployment  Kind = "B1"
@@ -36,12 +38,13 @@ const (
 )
 
 // Kinds lists them. A kind keeps its place: its cases are drawn by it.
-var Kinds = []Kind{Guarded, Prompt, Unattached, Human, Deployment, StatefulSet, Witnessed}
+var Kinds = []Kind{Guarded, Prompt, Unattached, Human, Deployment, StatefulSet, Witnessed, Hung}
 
 // ByHoldfast reports whether Holdfast brings the application elsewhere.
-func (k Kind) ByHoldfast() bool {
-	return k == Guarded || k == Witnessed || k == Prompt || k == Unattached
-}
+func (k Kind) ByHoldfast() bool { return slices.Contains(holdfasts, k) }
+
+// holdfasts are the kinds that Holdfast brings elsewhere, in the order in which they are told.
+var holdfasts = []Kind{Witnessed, Hung, Guarded, Prompt, Unattached}
 
 // Outcome is how a case ended.
 type Outcome string
@@ -73,6 +76,16 @@ const (
 // Marks lists them in order.
 var Marks = []Mark{Suspected, Opened, Commanded, Proven, Deleted, Detached, Bound, Mounted, Started, FirstWrite}
 
+// EndpointOut is when the Service's EndpointSlices told a watch that the lost pod is not ready. The way to the first write does not lead over it.
+const EndpointOut Mark = "endpoint_out"
+
+// Ends are when connections to the lost application ended, by who had them: a client in a pod of a surviving host, or on that host's network; one that only
+// reads, or one that goes on writing. The way to the first write does not lead over them either.
+var Ends = []Mark{"pod_reads_end", "pod_writes_end", "host_reads_end", "host_writes_end"}
+
+// asides are the marks beside the way.
+var asides = append([]Mark{EndpointOut}, Ends...)
+
 // Row is one case.
 type Row struct {
 	Commit string
@@ -91,12 +104,29 @@ type Row struct {
 	CensoredAt time.Duration
 	// Interleavings is how often an older writer wrote after a newer one, by the array's log.
 	Interleavings int
+	// ConfirmAfter is what the guard asks for before a host that hangs is fenced. Zero is not known.
+	ConfirmAfter time.Duration
+	// Clients is how many of Ends there were to see: connections that stood at T0.
+	Clients int
 }
 
 // Whole is the time from the fault to the first write elsewhere; ok is false when it was not seen.
 func (r Row) Whole() (d time.Duration, ok bool) {
 	d, ok = r.Marks[FirstWrite]
 	return d, ok && r.Outcome == Recovered
+}
+
+// Reset is the time from the proof until the last connection to the lost application had ended, or zero if that was before; ok is false when one was not
+// seen to end, or the proof was not seen.
+func (r Row) Reset() (d time.Duration, ok bool) {
+	proven, ok := r.Marks[Proven]
+	ended := 0
+	for _, m := range Ends {
+		if at, seen := r.Marks[m]; seen {
+			ended, d = ended+1, max(d, at-proven)
+		}
+	}
+	return d, ok && ended == r.Clients
 }
 
 // Free is the time from the fault until the application could start elsewhere: its pod is bound to another host, and its volume let go of the lost one.
@@ -115,25 +145,41 @@ func header() []string {
 	for _, m := range Marks {
 		head = append(head, string(m)+"_ms")
 	}
-	return append(head, "outcome", "censored", "censored_at_ms", "interleavings")
+	head = append(head, "outcome", "censored", "censored_at_ms", "interleavings", "confirm_after_ms", "clients")
+	for _, m := range asides {
+		head = append(head, string(m)+"_ms")
+	}
+	return head
 }
 
 func (r Row) record() []string {
 	out := []string{r.Commit, strconv.FormatUint(r.Seed, 10), string(r.Kind), strconv.Itoa(r.Number), r.Timings, r.T0.UTC().Format(time.RFC3339Nano),
 		millis(r.LeaseAge), strconv.Itoa(r.Renewals), r.Host, r.NewHost}
 	for _, m := range Marks {
-		text := ""
-		if d, ok := r.Marks[m]; ok {
-			text = millis(d)
-		}
-		out = append(out, text)
+		out = append(out, r.mark(m))
 	}
 	censored := r.Outcome == Censored
-	at := ""
+	at, confirm := "", ""
 	if censored {
 		at = millis(r.CensoredAt)
 	}
-	return append(out, string(r.Outcome), strconv.FormatBool(censored), at, strconv.Itoa(r.Interleavings))
+	if r.ConfirmAfter > 0 {
+		confirm = millis(r.ConfirmAfter)
+	}
+	out = append(out, string(r.Outcome), strconv.FormatBool(censored), at, strconv.Itoa(r.Interleavings), confirm, strconv.Itoa(r.Clients))
+	for _, m := range asides {
+		out = append(out, r.mark(m))
+	}
+	return out
+}
+
+// mark is the field of a mark, which is empty for one that was not seen.
+func (r Row) mark(m Mark) string {
+	d, ok := r.Marks[m]
+	if !ok {
+		return ""
+	}
+	return millis(d)
 }
 
 func millis(d time.Duration) string { return strconv.FormatFloat(float64(d)/1e6, 'f', 1, 64) }
@@ -200,9 +246,9 @@ func read(from io.Reader) ([]Row, error) {
 
 // fields reads one record from the left; the first thing that cannot be read is kept in err.
 type fields struct {
-	record []string
-	next   int
-	err    error
+	record, columns []string
+	next            int
+	err             error
 }
 
 func (f *fields) text() string {
@@ -212,7 +258,7 @@ func (f *fields) text() string {
 
 func (f *fields) check(err error) {
 	if err != nil && f.err == nil {
-		f.err = fmt.Errorf("column %s: %w", header()[f.next-1], err)
+		f.err = fmt.Errorf("column %s: %w", f.columns[f.next-1], err)
 	}
 }
 
@@ -220,6 +266,18 @@ func (f *fields) number() int {
 	n, err := strconv.Atoi(f.text())
 	f.check(err)
 	return n
+}
+
+func (f *fields) big() uint64 {
+	n, err := strconv.ParseUint(f.text(), 10, 64)
+	f.check(err)
+	return n
+}
+
+func (f *fields) time() time.Time {
+	t, err := time.Parse(time.RFC3339Nano, f.text())
+	f.check(err)
+	return t
 }
 
 // span reads milliseconds; an empty field is none.
@@ -234,13 +292,9 @@ func (f *fields) span() (time.Duration, bool) {
 }
 
 func parse(record []string) (Row, error) {
-	f := &fields{record: record}
+	f := &fields{record: record, columns: header()}
 	r := Row{Commit: f.text(), Marks: map[Mark]time.Duration{}}
-	seed, err := strconv.ParseUint(f.text(), 10, 64)
-	f.check(err)
-	r.Seed, r.Kind, r.Number, r.Timings = seed, Kind(f.text()), f.number(), f.text()
-	r.T0, err = time.Parse(time.RFC3339Nano, f.text())
-	f.check(err)
+	r.Seed, r.Kind, r.Number, r.Timings, r.T0 = f.big(), Kind(f.text()), f.number(), f.text(), f.time()
 	r.LeaseAge, _ = f.span()
 	r.Renewals, r.Host, r.NewHost = f.number(), f.text(), f.text()
 	for _, m := range Marks {
@@ -252,6 +306,13 @@ func parse(record []string) (Row, error) {
 	f.text() // censored says the same for those who count
 	r.CensoredAt, _ = f.span()
 	r.Interleavings = f.number()
+	r.ConfirmAfter, _ = f.span()
+	r.Clients = f.number()
+	for _, m := range asides {
+		if d, ok := f.span(); ok {
+			r.Marks[m] = d
+		}
+	}
 	if f.err == nil && r.Outcome != Recovered && r.Outcome != Censored {
 		f.err = fmt.Errorf("column outcome: %q is neither %s nor %s", r.Outcome, Recovered, Censored)
 	}
