@@ -55,6 +55,8 @@ const (
 	managerMemory  = 200 << 10
 	agentShare     = 0.01
 	enough         = 30 // cases of P1w
+
+	settled = time.Minute // a younger process has done little but begin
 )
 
 // Outcome of a goal.
@@ -234,9 +236,11 @@ func processor(usages []Usage) Verdict {
 	rest, overall, known := 0.0, 0.0, 0
 	for _, u := range usages {
 		r, ok := u.AtRest()
-		o, _ := u.Overall()
-		if rest, overall = max(rest, r), max(overall, o); ok {
+		if rest = max(rest, r); ok {
 			known++
+		}
+		if o, _ := u.Overall(); u.Span >= settled {
+			overall = max(overall, o)
 		}
 	}
 	doubt := ""

@@ -215,12 +215,17 @@ func TestOutagesAndUsagesSurviveTheirFiles(t *testing.T) {
 }
 
 func TestTheSummaryHasEverything(t *testing.T) {
-	text := Markdown("a machine", good())
+	run := good()
+	young := run.Usages[0]
+	young.Span, young.CPU = 3*time.Second, time.Second // it has just begun
+	run.Usages = append(run.Usages, young)
+	text := Markdown("a machine", run)
 	for _, want := range []string{
 		"| P1 | P1w: p50 at most 6.00 s, at most 12.00 s | p50 5.10 s, max 5.10 s | 30 | holds |",
 		"| P2 | P2w: at most 21.00 s (confirmAfter + 6 s) | p50 20.60 s, max 20.60 s | 1 | holds |",
 		"| P7 | kubelet dead for 1h0m0s: no downtime, no restart, no lost write, endpoint gaps of at most 1.00 s | 1h0m0s dead: 0.00 s down, 0 restarts, 0 lost writes, gap 0.30 s | 1 | holds |",
 		"| P1w | 30 | 2.50 s | 2.50 s | 30 | 0.50 s | 0.50 s | 0 |",
+		"at most 0.83 % at rest, 1.25 % over all faults",
 		"| agent | host-1 | 19.0 MiB | 8.0 MiB | 11.0 MiB | 0.83 % | 1m0s | 1.25 % | 20m0s |",
 		"| standby | host-3 | 70.0 MiB | 30.0 MiB | 40.0 MiB | – | 0s | 0.25 % | 20m0s |",
 		"p50 ÷ P1w's", "## Where the time goes: P2w",
