@@ -45,7 +45,9 @@ type Config struct {
 	APITLS *tls.Config
 	// Changed is called with the facts after each change, never twice at a time and in order. It should not wait for long: while it does, nothing is asked.
 	Changed func(wire.Facts)
-	Clock   clock.WithDelayedExecution
+	// AskingAPI is called before the API is asked, and what it returns when the API has answered.
+	AskingAPI func() (answered func())
+	Clock     clock.WithDelayedExecution
 }
 
 // Local keeps the facts of its own host.
@@ -97,6 +99,9 @@ func setDefaults(config *Config) {
 	if config.Changed == nil {
 		config.Changed = func(wire.Facts) {}
 	}
+	if config.AskingAPI == nil {
+		config.AskingAPI = func() func() { return func() {} }
+	}
 }
 
 // line is what a file holds, which must be one word.
@@ -134,10 +139,35 @@ func (l *Local) Run(ctx context.Context) {
 	})
 	if l.config.APIURL != "" {
 		all.Go(func() {
-			l.keep(ctx, subject{"api", APIPeriod, api.ask, func(f *wire.Facts) *wire.Pulse { return &f.API }})
+			l.keep(ctx, subject{"api", APIPeriod, l.told(api.ask), func(f *wire.Facts) *wire.Pulse { return &f.API }})
 		})
 	}
 	all.Wait()
+}
+
+// told has whoever counts on the API's answers know of them.
+func (l *Local) told(ask func(context.Context) reply) func(context.Context) reply {
+	return func(ctx context.Context) reply {
+		answer := l.config.AskingAPI()
+		got := ask(ctx)
+		if got == answered {
+			answer()
+		}
+		return got
+	}
+}
+
+// FencesItself says from now on that the host is reset within the bound of its last contact, rounded up to seconds; 0 says that it is not.
+func (l *Local) FencesItself(bound time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	seconds := int64((bound + time.Second - 1) / time.Second)
+	if l.facts.SelfFenceSeconds == seconds {
+		return
+	}
+	l.facts.SelfFenceSeconds = seconds
+	l.facts.Revision++
+	l.config.Changed(l.facts)
 }
 
 // subject is one thing that is asked.

@@ -287,7 +287,8 @@ func TestAnAPIThatRefusesTheCallerAnswers(t *testing.T) {
 // runtimeServer is a container runtime that is asked for its version and its pods.
 type runtimeServer struct {
 	cri.UnimplementedRuntimeServiceServer
-	err error
+	err    error
+	labels map[string]string
 }
 
 func (r runtimeServer) Version(context.Context, *cri.VersionRequest) (*cri.VersionResponse, error) {
@@ -296,12 +297,17 @@ func (r runtimeServer) Version(context.Context, *cri.VersionRequest) (*cri.Versi
 
 func serveCRI(t *testing.T, socket string, err error) *grpc.Server {
 	t.Helper()
+	return serveRuntime(t, socket, runtimeServer{err: err})
+}
+
+func serveRuntime(t *testing.T, socket string, runtime runtimeServer) *grpc.Server {
+	t.Helper()
 	l, listenErr := net.Listen("unix", socket)
 	if listenErr != nil {
 		t.Fatal(listenErr)
 	}
 	server := grpc.NewServer()
-	cri.RegisterRuntimeServiceServer(server, runtimeServer{err: err})
+	cri.RegisterRuntimeServiceServer(server, runtime)
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(server.Stop)
 	return server
@@ -367,6 +373,11 @@ func TestEachChangeIsToldOnceAndInOrder(t *testing.T) {
 
 // pods of a runtime; one of them has gone when it is looked at.
 func (r runtimeServer) ListPodSandbox(_ context.Context, request *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
+	if request.GetFilter() == nil {
+		return &cri.ListPodSandboxResponse{Items: []*cri.PodSandbox{
+			{Id: "two", Labels: map[string]string{"app": "web"}}, {Id: "dead", Labels: r.labels, State: cri.PodSandboxState_SANDBOX_NOTREADY},
+		}}, r.err
+	}
 	if state := request.GetFilter().GetState(); state == nil || state.GetState() != cri.PodSandboxState_SANDBOX_READY {
 		return nil, status.Error(codes.InvalidArgument, "dead pods have no addresses")
 	}
@@ -395,6 +406,61 @@ func TestTheAddressesOfPods(t *testing.T) {
 	want := []netip.Addr{netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("fd01::2")}
 	if pods, err := Pods(t.Context(), socket); err != nil || !slices.Equal(pods, want) {
 		t.Errorf("%v, %v", pods, err)
+	}
+}
+
+// What is not known to be unguarded is guarded. A sandbox that is not ready may have containers that write.
+func TestWhetherGuardedPodsRunHere(t *testing.T) {
+	for name, c := range map[string]struct {
+		runtime runtimeServer
+		guarded bool
+		says    bool
+	}{
+		"none":                {runtimeServer{}, false, true},
+		"one":                 {runtimeServer{labels: map[string]string{"guard.holdfast.dev/app": "db"}}, true, true},
+		"a runtime that errs": {runtimeServer{err: status.Error(codes.Unavailable, "busy")}, true, false},
+	} {
+		socket := filepath.Join(t.TempDir(), "cri.sock")
+		serveRuntime(t, socket, c.runtime)
+		if guarded, err := Guarded(t.Context(), socket); guarded != c.guarded || (err == nil) != c.says {
+			t.Errorf("%s: %v, %v", name, guarded, err)
+		}
+	}
+	if guarded, err := Guarded(t.Context(), filepath.Join(t.TempDir(), "none")); !guarded || err == nil {
+		t.Errorf("without a runtime: %v, %v", guarded, err)
+	}
+}
+
+// Only an answer is told, and it is told of the question.
+func TestTheAPIsAnswersAreTold(t *testing.T) {
+	api := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	roots := x509.NewCertPool()
+	roots.AddCert(api.Certificate())
+	var asked, answers int
+	h := newHost(t, func(c *Config) {
+		c.APIURL, c.APITLS = api.URL, &tls.Config{RootCAs: roots}
+		c.AskingAPI = func() func() { asked++; return func() { answers++ } }
+	})
+	h.want("api", h.next("api"), wire.Alive)
+	if asked != 1 || answers != 1 {
+		t.Errorf("asked %d times, answered %d times", asked, answers)
+	}
+	api.Close()
+	h.want("api", h.again("api", APIPeriod), wire.Dead)
+	if asked != 2 || answers != 1 {
+		t.Errorf("asked %d times, answered %d times, the second time by nobody", asked, answers)
+	}
+}
+
+func TestABoundIsAFactRoundedUp(t *testing.T) {
+	h := newHost(t, func(*Config) {})
+	for bound, want := range map[time.Duration]int64{36*time.Second + 1: 37, 36 * time.Second: 36, 0: 0} {
+		before := h.local.Facts().Revision
+		h.local.FencesItself(bound)
+		h.local.FencesItself(bound)
+		if f := h.local.Facts(); f.SelfFenceSeconds != want || f.Revision > before+1 {
+			t.Errorf("after %s it is %d, revision %d after %d", bound, f.SelfFenceSeconds, f.Revision, before)
+		}
 	}
 }
 

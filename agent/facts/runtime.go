@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/holdfast-dev/holdfast/agent/rpc"
 )
@@ -23,6 +24,8 @@ const (
 	filterState   rpc.Field = 2 // PodSandboxFilter.state
 	listItems     rpc.Field = 1 // ListPodSandboxResponse.items
 	sandboxID     rpc.Field = 1 // PodSandbox.id
+	sandboxLabels rpc.Field = 5 // PodSandbox.labels
+	labelKey      rpc.Field = 1 // the key of an entry of a map
 	statusOfID    rpc.Field = 1 // PodSandboxStatusRequest.pod_sandbox_id
 	statusIs      rpc.Field = 1 // PodSandboxStatusResponse.status
 	statusNetwork rpc.Field = 5 // PodSandboxStatus.network
@@ -58,6 +61,40 @@ func dialCRI(ctx context.Context, socket string) (*rpc.Client, error) {
 		return nil, err
 	}
 	return rpc.New(conn, "localhost"), nil // as gRPC names whoever is at a socket
+}
+
+// guardedKeys begin the labels of guarded pods.
+const guardedKeys = "guard.holdfast.dev/"
+
+// Guarded reports whether a pod runs on this host that Holdfast has labelled, as its container runtime knows it. With an error it may.
+func Guarded(ctx context.Context, socket string) (bool, error) {
+	client, err := dialCRI(ctx, socket)
+	if err != nil {
+		return true, fmt.Errorf("ask the container runtime for guarded pods: %w", err)
+	}
+	defer client.Close()
+	list, err := client.Call(ctx, criList, nil) // those that are not ready, too
+	if err != nil {
+		return true, fmt.Errorf("ask the container runtime for guarded pods: %w", err)
+	}
+	items, err := rpc.Parts(list, listItems)
+	for _, item := range items {
+		labels, wrong := rpc.Parts(item, sandboxLabels)
+		err = errors.Join(err, wrong)
+		for _, label := range labels {
+			keys, wrong := rpc.Parts(label, labelKey)
+			err = errors.Join(err, wrong)
+			for _, key := range keys {
+				if strings.HasPrefix(string(key), guardedKeys) {
+					return true, nil
+				}
+			}
+		}
+	}
+	if err != nil {
+		return true, fmt.Errorf("ask the container runtime for guarded pods: %w", err)
+	}
+	return false, nil
 }
 
 // Pods are the addresses of the pods that run on this host, as its container runtime knows them.

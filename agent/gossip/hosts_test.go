@@ -227,7 +227,7 @@ func TestFactsComeOutAsTheyWentIn(t *testing.T) {
 		for _, runtime := range []wire.Pulse{wire.Unread, wire.Alive, wire.Dead} {
 			for _, api := range []wire.Pulse{wire.Unread, wire.Alive, wire.Dead} {
 				facts := factsOf("b", "2f8a4c1e-6a39-4ad8-9a3e-0a7f5e0b7c11")
-				facts.Kubelet, facts.Runtime, facts.API, facts.Revision = kubelet, runtime, api, 1<<63
+				facts.Kubelet, facts.Runtime, facts.API, facts.Revision, facts.SelfFenceSeconds = kubelet, runtime, api, 1<<63, 140
 				raw, err := pack(facts)
 				if err != nil {
 					t.Fatal(err)
@@ -254,6 +254,8 @@ func TestWhatIsNoFacts(t *testing.T) {
 		"a boot with spice": {`{"b":"b1\n[INFO] memberlist: Suspect a has failed, no acks received"}`, errGarbled},
 		"a long boot":       {`{"b":"` + strings.Repeat("1", maxID+1) + `"}`, errGarbled},
 		"a bad UUID":        {`{"b":"b1","u":"?"}`, errGarbled},
+		"a fence before":    {`{"b":"b1","w":-1}`, errGarbled},
+		"a fence some day":  {`{"b":"b1","w":7201}`, errGarbled},
 		"too much":          {`{"b":"b1","x":"` + strings.Repeat("x", wire.MetaBytes) + `"}`, errTooBig},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -19,6 +19,7 @@ type packed struct {
 	Kubelet    string `json:"k,omitempty"`
 	Runtime    string `json:"r,omitempty"`
 	API        string `json:"a,omitempty"`
+	SelfFence  int64  `json:"w,omitempty"`
 	Revision   uint64 `json:"n"`
 }
 
@@ -27,6 +28,9 @@ var letters = map[wire.Pulse]string{wire.Unread: "", wire.Alive: "A", wire.Dead:
 
 // maxID is how long a boot ID or a system UUID may be; kernels make 36.
 const maxID = 64
+
+// maxSelfFence is how many seconds a host may give itself: those of the longest span and twice the longest timeout of agent/watchdog, and more.
+const maxSelfFence = 7200
 
 var (
 	// errTooBig: the facts do not fit.
@@ -37,7 +41,7 @@ var (
 
 // pack is the inverse of unpack. Facts that do not fit are refused, for cut ones would be others.
 func pack(f wire.Facts) ([]byte, error) {
-	p := packed{BootID: f.BootID, SystemUUID: f.SystemUUID, Revision: f.Revision}
+	p := packed{BootID: f.BootID, SystemUUID: f.SystemUUID, SelfFence: f.SelfFenceSeconds, Revision: f.Revision}
 	for _, pulse := range []struct {
 		letter *string
 		of     wire.Pulse
@@ -75,7 +79,10 @@ func unpack(node string, raw []byte) (wire.Facts, error) {
 	if !isID(p.BootID) || p.SystemUUID != "" && !isID(p.SystemUUID) {
 		return wire.Facts{}, fmt.Errorf("%w: the boot ID or the system UUID is none", errGarbled)
 	}
-	f := wire.Facts{Node: node, BootID: p.BootID, SystemUUID: p.SystemUUID, Revision: p.Revision}
+	if p.SelfFence < 0 || p.SelfFence > maxSelfFence {
+		return wire.Facts{}, fmt.Errorf("%w: it fences itself after %d s, which should be 0 to %d", errGarbled, p.SelfFence, maxSelfFence)
+	}
+	f := wire.Facts{Node: node, BootID: p.BootID, SystemUUID: p.SystemUUID, SelfFenceSeconds: p.SelfFence, Revision: p.Revision}
 	for _, pulse := range []struct {
 		of     *wire.Pulse
 		letter string

@@ -28,6 +28,7 @@ import (
 	"github.com/holdfast-dev/holdfast/agent/facts"
 	"github.com/holdfast-dev/holdfast/agent/gossip"
 	"github.com/holdfast-dev/holdfast/agent/unit"
+	"github.com/holdfast-dev/holdfast/agent/watchdog"
 	"github.com/holdfast-dev/holdfast/agent/wire"
 )
 
@@ -59,6 +60,7 @@ type options struct {
 	resets     bool
 	restart    string
 	bus        string
+	letGo      letGo
 }
 
 func main() {
@@ -83,6 +85,7 @@ func main() {
 	flag.BoolVar(&o.resets, "reset-connections", false, "reset TCP connections to addresses that the manager says are lost; needs CAP_NET_ADMIN, CAP_NET_RAW and the runtime's socket")
 	flag.StringVar(&o.restart, "kubelet-restart", "", "what restarts the kubelet when the manager asks for it: systemd, or systemd:UNIT; empty: nothing does")
 	flag.StringVar(&o.bus, "system-bus", unit.Socket, "socket of the system's D-Bus, for --kubelet-restart")
+	o.letGo.flags()
 	flag.Parse()
 	debug.SetGCPercent(garbagePercent)
 	if err := run(o); err != nil {
@@ -134,17 +137,22 @@ func run(o options) error {
 	if err != nil {
 		return err
 	}
+	if err := o.letGo.check(o.api); err != nil {
+		return err
+	}
 	life, stop := context.WithCancel(ctx)
 	defer stop()
 	var member *gossip.Member
+	var local *facts.Local
+	leash := o.leash(func() *gossip.Member { return member }, func() *facts.Local { return local }, log)
 	var untold error // of facts that were not said to the others
-	local, err := facts.New(facts.Config{Node: o.node, BootIDPath: o.bootID, SystemUUIDPath: o.systemUUID, KubeletURL: o.kubelet, RuntimeSocket: o.runtime,
+	local, err = facts.New(facts.Config{Node: o.node, BootIDPath: o.bootID, SystemUUIDPath: o.systemUUID, KubeletURL: o.kubelet, RuntimeSocket: o.runtime,
 		APIURL: o.api, APITLS: server, Changed: func(f wire.Facts) {
 			if err := member.Tell(f); err != nil {
 				untold = err
 				stop()
 			}
-		}})
+		}, AskingAPI: asking(leash)})
 	if err != nil {
 		return err
 	}
@@ -163,10 +171,26 @@ func run(o options) error {
 	tasks.Go(func() error { return agent.answer(life) })
 	tasks.Go(func() error { agent.speak(life); return nil })
 	tasks.Go(func() error { return agent.tellHealth(life) })
+	if leash != nil {
+		tasks.Go(func() error { leash.Run(life); return nil })
+		let = both(leash.Close, let)
+	}
 	err = tasks.Wait()
 	last, done := context.WithTimeout(context.Background(), leaveFor)
 	defer done()
 	return errors.Join(err, untold, let(), member.Leave(last))
+}
+
+func both(first, then func() error) func() error {
+	return func() error { return errors.Join(first(), then()) }
+}
+
+// asking is what the facts tell of the API's answers, if anybody counts on them.
+func asking(leash *watchdog.Leash) func() (answered func()) {
+	if leash == nil {
+		return nil
+	}
+	return leash.Asking
 }
 
 // agent is what answers; gossip and facts go on without it.
