@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package watchdog lets the host be reset that nobody reaches: it feeds a hardware watchdog only while the API or a majority of the other agents answers. See
-// docs/spec/witness.md, "Letting go", and docs/adr/0013-a-host-that-fences-itself.md.
+// docs/spec/witness.md, "Letting go", and docs/adr/0015-a-host-that-fences-itself.md.
 package watchdog
 
 import (

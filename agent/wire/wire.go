@@ -71,7 +71,7 @@ type Facts struct {
 	Runtime Pulse `json:"runtime,omitempty"`
 	API     Pulse `json:"api,omitempty"`
 	// SelfFenceSeconds: a hardware watchdog resets this host at the latest so long after the beginning of the last question that the API or a majority of agents
-	// answered it. 0: none does. It is no proof of anything: docs/adr/0013-a-host-that-fences-itself.md.
+	// answered it. 0: none does. It is no proof of anything: docs/adr/0015-a-host-that-fences-itself.md.
 	SelfFenceSeconds int64 `json:"selfFenceSeconds,omitempty"`
 	// Revision grows with each change of the above in one life of the agent.
 	Revision uint64 `json:"revision"`
