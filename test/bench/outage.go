@@ -82,8 +82,11 @@ func (b *bench) endOutage(ctx context.Context) error {
 	if err := wait(ctx, b.o.outage-time.Duration(mono.Nanoseconds()-o.t0.Mono)); err != nil {
 		return err
 	}
-	back := mono.Nanoseconds()
-	if err := o.host.StartKubelet(ctx); err != nil {
+	back, revive := mono.Nanoseconds(), o.host.StartKubelet
+	if !o.host.Powered() { // it was fenced: what that did counts
+		revive = o.host.PowerOn
+	}
+	if err := revive(ctx); err != nil {
 		return err
 	}
 	b.outage = nil
