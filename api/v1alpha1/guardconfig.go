@@ -76,6 +76,15 @@ type Witness struct {
 	// Kubernetes' defaults. Without it the word of the host's own agent, which would come sooner, is waited for where that can be relied on.
 	// +kubebuilder:default=false
 	AwaitKubeletLease bool `json:"awaitKubeletLease,omitempty"`
+	// ResetConnections has the agents end TCP connections to the pods of a host that is proven lost, for two minutes after each pod's release. For it they get
+	// the capabilities NET_ADMIN and NET_RAW.
+	// +kubebuilder:default=true
+	ResetConnections *bool `json:"resetConnections,omitempty"`
+}
+
+// Resets reports whether connections to the pods of lost hosts are reset: where agents run, unless somebody said no.
+func (w Witness) Resets() bool {
+	return w.Enabled && (w.ResetConnections == nil || *w.ResetConnections)
 }
 
 // GuardConfigSpec holds what concerns the whole cluster.

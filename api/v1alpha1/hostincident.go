@@ -158,8 +158,25 @@ type IncidentPod struct {
 	Name      string `json:"name"`
 	UID       string `json:"uid"`
 	App       string `json:"app"`
+	// Addresses are those that the pod had for itself; a pod on its host's network has none.
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=8
+	Addresses []string `json:"addresses,omitempty"`
 	// ReleasedAt is set once the object is gone after proof.
 	ReleasedAt *metav1.Time `json:"releasedAt,omitempty"`
+}
+
+// ConnectionReset is one address of a released pod, the connections to which are reset on the hosts that are left.
+type ConnectionReset struct {
+	Address string      `json:"address"`
+	Since   metav1.Time `json:"since"`
+	// EndedAt is when the address was let go, and Ended why.
+	EndedAt *metav1.Time `json:"endedAt,omitempty"`
+	Ended   string       `json:"ended,omitempty"`
+	// Hosts is how many hosts are asked, Done how many have done it at least once, and Connections how many connections they found.
+	Hosts       int32 `json:"hosts,omitempty"`
+	Done        int32 `json:"done,omitempty"`
+	Connections int32 `json:"connections,omitempty"`
 }
 
 // Phase is one stretch of the incident's time.
@@ -224,6 +241,11 @@ type HostIncidentStatus struct {
 	// +listType=map
 	// +listMapKey=uid
 	Pods []IncidentPod `json:"pods,omitempty"`
+	// Resets are the addresses of released pods, the connections to which are or were reset.
+	// +listType=map
+	// +listMapKey=address
+	// +kubebuilder:validation:MaxItems=128
+	Resets []ConnectionReset `json:"resets,omitempty"`
 	// Apps is the number of guarded apps on the host, for the column.
 	Apps int32 `json:"apps,omitempty"`
 	// Settings are those that the apps on the host, their profile and the GuardConfig ask for together.

@@ -236,8 +236,9 @@ func assemble(mgr ctrl.Manager, o options, config *rest.Config) error {
 	bolt := &guardconfig.Bolt{Direct: direct, Clock: watch}
 	hosts := &hostincident.Reconciler{Bolt: bolt.Arm, Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Events: mgr.GetEventRecorder("holdfast"),
 		Clock: watch, Leases: sight.NewLeases(watch), Powers: sight.NewPowers(watch), Sleepers: sleepers, Board: board, Witnesses: vantages, API: sight.NewAPI(watch), Devices: devices,
-		Self: self, OwnHost: o.host, CallDeadline: callDeadline}
-	if err := hosts.SetupWithManager(mgr, toHosts); err != nil {
+		Self: self, OwnHost: o.host, CallDeadline: callDeadline, Resets: sight.NewResets(vantages, changed)}
+	hosts.Resets.User = hosts.UserOf
+	if err := errors.Join(hosts.SetupWithManager(mgr, toHosts), mgr.Add(hosts.Resets)); err != nil {
 		return err
 	}
 	apps := &guardedstatefulapp.Reconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Clock: watch, Board: board, Devices: devices, Self: self}

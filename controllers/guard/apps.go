@@ -33,7 +33,7 @@ const (
 	IndexPodNode = "spec.nodeName"
 	// IndexPodGated finds pods that wait at the gate, under "true".
 	IndexPodGated = "gated"
-	// IndexPodIP finds pods by status.podIP.
+	// IndexPodIP finds pods by each of their addresses.
 	IndexPodIP = "status.podIP"
 )
 
@@ -203,6 +203,8 @@ func PolicyFor(apps []App, profile *v1alpha1.FencingProfile, config v1alpha1.Gua
 		AwaitLease:     config.Witness.AwaitKubeletLease,
 		KeepTraffic:    true,
 		RestartKubelet: len(apps) > 0,
+
+		ResetConnections: config.Witness.Resets(),
 	}
 	if profile != nil {
 		p.ConfirmAfter = seconds(profile.Spec.Floors.ConfirmAfterSeconds)
@@ -304,3 +306,14 @@ func orDefault(v, d int32) int32 {
 }
 
 func seconds(n int32) time.Duration { return time.Duration(n) * time.Second }
+
+// PodIPs are all addresses of a pod, each once.
+func PodIPs(p *corev1.Pod) []string {
+	var out []string
+	for _, ip := range append([]corev1.PodIP{{IP: p.Status.PodIP}}, p.Status.PodIPs...) {
+		if ip.IP != "" && !slices.Contains(out, ip.IP) {
+			out = append(out, ip.IP)
+		}
+	}
+	return out
+}

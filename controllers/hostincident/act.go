@@ -162,6 +162,10 @@ func (r *Reconciler) reversible(ctx context.Context, w *world, found verdict.Fou
 			return err
 		}
 		r.advance(w, v1alpha1.StepClosed)
+	case plan.ResetConnections:
+		r.resetConnections(w, s.Target)
+	case plan.LetGo:
+		r.letGo(w, s.Target, s.Because)
 	default:
 		return fmt.Errorf("no way to carry out %s", s.Kind)
 	}
@@ -606,6 +610,43 @@ func shorten(words string, most int) string {
 		return words
 	}
 	return strings.ToValidUTF8(words[:most-len("…")], "") + "…"
+}
+
+// resetConnections has connections to the address of a released pod reset, from now on and in the background, and writes that down.
+func (r *Reconciler) resetConnections(w *world, address string) {
+	resets := &w.incident.Status.Resets
+	known := slices.ContainsFunc(*resets, func(c v1alpha1.ConnectionReset) bool { return c.Address == address })
+	if r.Resets == nil || !known && len(*resets) >= resetsAtMost {
+		return // nothing is done that the journal has no room for
+	}
+	left := plan.ResetWindow
+	for _, p := range w.incident.Status.Pods {
+		if slices.Contains(p.Addresses, address) {
+			left = min(left, plan.ResetWindow-r.ago(p))
+		}
+	}
+	r.Resets.Begin(w.seen.Host.Node, address, left)
+	if !known {
+		*resets = append(*resets, v1alpha1.ConnectionReset{Address: address, Since: metav1.Time{Time: r.Clock.Now()}})
+		r.event(w, "Normal", "ResetConnections", "host %s is lost: connections to %s are reset on the other hosts", w.seen.Host.Node, address)
+	}
+}
+
+// resetsAtMost is how many addresses a journal has room for.
+const resetsAtMost = 128
+
+// letGo ends it, whoever began it.
+func (r *Reconciler) letGo(w *world, address, because string) {
+	if r.Resets == nil {
+		return
+	}
+	r.Resets.LetGo(w.seen.Host.Node, address, because)
+	r.noteResets(w)
+	for i := range w.incident.Status.Resets {
+		if c := &w.incident.Status.Resets[i]; c.Address == address && c.EndedAt == nil {
+			c.EndedAt, c.Ended = &metav1.Time{Time: r.Clock.Now()}, shorten(because, messageBytes)
+		}
+	}
 }
 
 // deletePod removes one pod object after proof: by UID and resource version, with grace 0, and with the finalizer of the hold taken off.

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -81,6 +82,7 @@ func (r *Reconciler) gatherBut(ctx context.Context, host string, how depth, atte
 	apps := r.gatherApps(ctx, w, from)
 	r.gatherWriters(ctx, w, from, apps)
 	r.gatherAttachments(ctx, w, from)
+	r.gatherAddresses(ctx, w)
 	r.gatherPolicy(ctx, w, from)
 	w.seen.Port = r.Board.Port(host)
 	r.gatherCluster(ctx, w)
@@ -300,7 +302,8 @@ func (r *Reconciler) writer(ctx context.Context, w *world, p *corev1.Pod, app st
 		Terminating: p.DeletionTimestamp != nil,
 		Removed: p.DeletionTimestamp != nil && p.DeletionGracePeriodSeconds != nil && *p.DeletionGracePeriodSeconds == 0 &&
 			!slices.Contains(p.Finalizers, v1alpha1.FinalizerHold),
-		Finished: guard.TerminalPhase(p),
+		Finished:  guard.TerminalPhase(p),
+		Addresses: addresses(p),
 	})
 	a, ok := r.Board.App(uid)
 	if !ok {
@@ -336,6 +339,75 @@ func (r *Reconciler) exclusive(ctx context.Context, p *corev1.Pod) bool {
 		}
 	}
 	return true
+}
+
+// addresses are those that a pod has for itself. One on its host's network has none: it is the host's own, at which somebody may look for the host.
+func addresses(p *corev1.Pod) []string {
+	if p.Spec.HostNetwork {
+		return nil
+	}
+	hosts := []string{p.Status.HostIP}
+	for _, h := range p.Status.HostIPs {
+		hosts = append(hosts, h.IP)
+	}
+	return slices.DeleteFunc(guard.PodIPs(p), func(ip string) bool {
+		address, err := netip.ParseAddr(ip)
+		return slices.Contains(hosts, ip) || err != nil || !address.IsGlobalUnicast() || address.Is4In6()
+	})
+}
+
+// gatherAddresses says what has become of the addresses of the pods in the journal.
+func (r *Reconciler) gatherAddresses(ctx context.Context, w *world) {
+	if w.incident == nil || r.Resets == nil {
+		return
+	}
+	for _, p := range w.incident.Status.Pods {
+		_, there := w.pods[p.UID]
+		for _, ip := range p.Addresses {
+			a := evidence.Address{IP: ip, Gone: w.seen.Listed && !there && p.ReleasedAt != nil, Ago: r.ago(p)}
+			for _, c := range w.incident.Status.Resets {
+				if c.Address == ip {
+					a.Begun, a.Ended = true, c.EndedAt != nil
+				}
+			}
+			now, known := r.Resets.Of(ip)
+			a.Over, a.Ours = now.Over, known && now.Over == ""
+			users, err := r.users(ctx, ip)
+			a.Unread = err != nil
+			for _, u := range users {
+				if string(u.UID) == p.UID {
+					a.Gone = false
+				} else {
+					a.User = "pod " + u.Namespace + "/" + u.Name
+				}
+			}
+			w.seen.Addresses = append(w.seen.Addresses, a)
+		}
+	}
+}
+
+// ago is how long a pod has been released. A time in the future is now.
+func (r *Reconciler) ago(p v1alpha1.IncidentPod) time.Duration {
+	if p.ReleasedAt == nil {
+		return 0
+	}
+	return max(0, r.Clock.Since(p.ReleasedAt.Time))
+}
+
+// users are the pod objects that have an address, on whatever host and in whatever phase.
+func (r *Reconciler) users(ctx context.Context, address string) ([]corev1.Pod, error) {
+	var list corev1.PodList
+	err := r.Client.List(ctx, &list, client.MatchingFields{guard.IndexPodIP: address})
+	return list.Items, err
+}
+
+// UserOf names a pod object that has an address; empty where none has.
+func (r *Reconciler) UserOf(ctx context.Context, address string) (string, error) {
+	users, err := r.users(ctx, address)
+	if err != nil || len(users) == 0 {
+		return "", err
+	}
+	return "pod " + users[0].Namespace + "/" + users[0].Name, nil
 }
 
 // owed reports whether a kubelet would call the pod Ready (pkg/kubelet/status, GeneratePodReadyCondition): its containers are, and so is every readiness

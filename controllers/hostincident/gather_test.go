@@ -222,3 +222,28 @@ func TestAnAgentsSilenceIsReadLive(t *testing.T) {
 		}
 	}
 }
+
+func TestAddressesOfAPodAreThoseThatItHasForItself(t *testing.T) {
+	ips := func(all ...string) (out []corev1.PodIP) {
+		for _, ip := range all {
+			out = append(out, corev1.PodIP{IP: ip})
+		}
+		return out
+	}
+	for name, c := range map[string]struct {
+		pod  corev1.Pod
+		want []string
+	}{
+		"both families": {corev1.Pod{Status: corev1.PodStatus{HostIP: "10.0.0.1", PodIP: "10.1.0.1", PodIPs: ips("10.1.0.1", "fd00::1")}}, []string{"10.1.0.1", "fd00::1"}},
+		"only the one":  {corev1.Pod{Status: corev1.PodStatus{HostIP: "10.0.0.1", PodIP: "10.1.0.1"}}, []string{"10.1.0.1"}},
+		"the host's network, and nobody says what the host's address is": {
+			corev1.Pod{Spec: corev1.PodSpec{HostNetwork: true}, Status: corev1.PodStatus{PodIP: "10.0.0.1", PodIPs: ips("10.0.0.1")}}, nil},
+		"the host's address by whatever way": {corev1.Pod{Status: corev1.PodStatus{HostIP: "10.0.0.1", HostIPs: []corev1.HostIP{{IP: "10.0.0.1"}, {IP: "fd00::1"}},
+			PodIP: "10.0.0.1", PodIPs: ips("10.0.0.1", "fd00::1")}}, nil},
+		"none that an agent would take": {corev1.Pod{Status: corev1.PodStatus{PodIP: "127.0.0.1", PodIPs: ips("127.0.0.1", "::ffff:10.1.0.1", "no address")}}, nil},
+	} {
+		if got := addresses(&c.pod); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+}

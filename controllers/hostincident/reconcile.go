@@ -38,8 +38,10 @@ type Reconciler struct {
 	Board    *sight.Board
 	// Witnesses are the agents; nil where there are none.
 	Witnesses *sight.Witnesses
-	API       *sight.API
-	Devices   *guard.Devices
+	// Resets has their agents reset connections; nil where there are none.
+	Resets  *sight.Resets
+	API     *sight.API
+	Devices *guard.Devices
 	// Bolt is called before a hold is armed: it keeps the records of holds from being deleted. Nil bolts nothing.
 	Bolt func(context.Context) error
 

@@ -65,6 +65,7 @@ func (r *Reconciler) journal(ctx context.Context, w *world, found verdict.Found,
 		r.advance(w, v1alpha1.StepSuspected)
 	}
 	r.notePods(w)
+	r.noteResets(w)
 	report.Incident(&h.Status, w.seen, found, todo, r.Clock.Wall)
 	r.tellTurns(w, before.Conditions)
 	h.Status.ObservedBy, h.Status.JournalVersion = r.Self, v1alpha1.JournalVersion
@@ -95,20 +96,36 @@ func (r *Reconciler) tellTurns(w *world, before []metav1.Condition) {
 	}
 }
 
-// notePods keeps the journal's list of the pods that were on the host.
+// notePods keeps the journal's list of the pods that were on the host, with their addresses: those of a pod whose object is gone nobody else knows.
 func (r *Reconciler) notePods(w *world) {
-	known := map[string]bool{}
-	for _, p := range w.incident.Status.Pods {
-		known[p.UID] = true
-	}
+	pods := &w.incident.Status.Pods
 	for _, wr := range w.seen.Writers {
-		if known[wr.UID] || !w.seen.SameBoot() {
+		if !w.seen.SameBoot() {
+			continue
+		}
+		if i := slices.IndexFunc(*pods, func(p v1alpha1.IncidentPod) bool { return p.UID == wr.UID }); i >= 0 {
+			if len((*pods)[i].Addresses) == 0 {
+				(*pods)[i].Addresses = wr.Addresses
+			}
 			continue
 		}
 		_, app, _ := strings.Cut(wr.App, "/")
-		w.incident.Status.Pods = append(w.incident.Status.Pods, v1alpha1.IncidentPod{Namespace: wr.Namespace, Name: wr.Name, UID: wr.UID, App: app})
+		*pods = append(*pods, v1alpha1.IncidentPod{Namespace: wr.Namespace, Name: wr.Name, UID: wr.UID, App: app, Addresses: wr.Addresses})
 	}
 }
+
+// noteResets says how far it is with the addresses to which connections are reset.
+func (r *Reconciler) noteResets(w *world) {
+	for i := range w.incident.Status.Resets {
+		c := &w.incident.Status.Resets[i]
+		if now, known := r.Resets.Of(c.Address); known && c.EndedAt == nil {
+			// Another leader may have come further before this one began.
+			c.Hosts, c.Done, c.Connections = max(c.Hosts, small(now.Hosts)), max(c.Done, small(now.Done)), max(c.Connections, small(now.Connections))
+		}
+	}
+}
+
+func small(n int) int32 { return int32(min(n, 1<<30)) } //nolint:gosec // it fits
 
 const (
 	// attemptsAtMost is how long the list of attempts may get before those are left out that nothing rests on any more.

@@ -92,6 +92,10 @@ func (g gossiper) Probe(_ context.Context, _ string, questions []wire.Question) 
 	return out, nil
 }
 
+func (gossiper) Reset(context.Context, string, wire.ResetRequest) (wire.ResetAnswer, error) {
+	return wire.ResetAnswer{}, errors.ErrUnsupported
+}
+
 func (gossiper) Restart(context.Context, string, wire.RestartRequest) (wire.RestartAnswer, error) {
 	return wire.RestartAnswer{}, wire.ErrNothingDone
 }
@@ -120,7 +124,7 @@ func newWatch(t *testing.T, guarded bool) *watch {
 	}
 	api := clientfake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).
 		WithIndex(&corev1.Pod{}, guard.IndexPodNode, func(o client.Object) []string { return one(o.(*corev1.Pod).Spec.NodeName) }).
-		WithIndex(&corev1.Pod{}, guard.IndexPodIP, func(o client.Object) []string { return one(o.(*corev1.Pod).Status.PodIP) }).Build()
+		WithIndex(&corev1.Pod{}, guard.IndexPodIP, func(o client.Object) []string { return guard.PodIPs(o.(*corev1.Pod)) }).Build()
 	w := &watch{T: t, gossip: &gossip{state: wire.StateAlive, moved: make(chan struct{}), probed: map[string]bool{}}, dialled: make(chan struct{}, 1000), told: make(chan string, 1000)}
 	own := sight.NewClock(clock.RealClock{})
 	changed := func(host string) { w.told <- host }

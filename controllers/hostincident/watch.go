@@ -154,7 +154,7 @@ func Index(ctx context.Context, mgr ctrl.Manager) error {
 		{&corev1.Pod{}, guard.IndexPodGated, func(o client.Object) []string {
 			return one(map[bool]string{true: "true"}[guard.Gated(o.(*corev1.Pod))])
 		}},
-		{&corev1.Pod{}, guard.IndexPodIP, func(o client.Object) []string { return one(o.(*corev1.Pod).Status.PodIP) }},
+		{&corev1.Pod{}, guard.IndexPodIP, func(o client.Object) []string { return guard.PodIPs(o.(*corev1.Pod)) }},
 	} {
 		if err := index.IndexField(ctx, i.object, i.field, i.of); err != nil {
 			return fmt.Errorf("index %s: %w", i.field, err)

@@ -33,6 +33,8 @@ const (
 	Unread Complaint = "Unread"
 	// Unaskable: a guarded pod's probe that no agent would try.
 	Unaskable Complaint = "Unaskable"
+	// Unreset: an agent that did not reset connections, or did not let an address go.
+	Unreset Complaint = "Unreset"
 )
 
 const (

@@ -26,6 +26,8 @@ type Agent interface {
 	Probe(ctx context.Context, address string, questions []wire.Question) (wire.ProbeAnswer, error)
 	// Restart has it restart the kubelet of its host. An error that is wire.ErrNothingDone says that it did not; after any other it may have.
 	Restart(ctx context.Context, address string, request wire.RestartRequest) (wire.RestartAnswer, error)
+	// Reset has it end connections to lost addresses, and let others go, as Restart does what it does.
+	Reset(ctx context.Context, address string, request wire.ResetRequest) (wire.ResetAnswer, error)
 	Close()
 }
 

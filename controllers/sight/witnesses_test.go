@@ -48,6 +48,7 @@ type stage struct {
 	hold chan struct{}
 	// restarts are the orders to restart a kubelet, each with the Node and the address that it went to.
 	restarts []string
+	lost     lostOnes
 }
 
 func newStage(clock *Clock) *stage {
@@ -185,6 +186,10 @@ func (a actor) Restart(_ context.Context, address string, request wire.RestartRe
 	defer a.mu.Unlock()
 	a.restarts = append(a.restarts, a.node+" at "+address+" in "+request.BootID)
 	return wire.RestartAnswer{Node: a.node, BootID: request.BootID, State: wire.RestartDone, By: "a test"}, nil
+}
+
+func (a actor) Reset(_ context.Context, _ string, request wire.ResetRequest) (wire.ResetAnswer, error) {
+	return a.reset(a.node, request)
 }
 
 func (actor) Close() {}

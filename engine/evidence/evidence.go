@@ -78,6 +78,23 @@ type Snapshot struct {
 	Journal Journal
 	// Repairs is what the journals of all hosts say of restarted kubelets.
 	Repairs Repairs
+	// Addresses are those that the pods in the journal had for themselves.
+	Addresses []Address
+}
+
+// Address is one that a pod of the incident had for itself, and what has become of it.
+type Address struct {
+	IP string
+	// Gone is true once the pod's object is known to be gone after proof, and Ago how long that is.
+	Gone bool
+	Ago  time.Duration
+	// User names whoever has the address now, a pod object in whatever phase on whatever host; empty where nobody has. Unread is true where that is not known.
+	User   string
+	Unread bool
+	// Begun is true when by the journal connections to it are being reset, Ended when they were, and Ours while this process has it done.
+	Begun, Ended, Ours bool
+	// Over says why this process has let it go by itself, and is empty otherwise.
+	Over string
 }
 
 // Repairs is when kubelets were last restarted. What was only about to be done counts as done.
@@ -455,6 +472,8 @@ type Writer struct {
 	Finished bool
 	// BootID is the boot in which the pod was last seen to be started, when known.
 	BootID string
+	// Addresses are those that the pod has for itself: none, where it is on its host's network.
+	Addresses []string
 }
 
 // Attachment is a VolumeAttachment of a guarded claim to the host.

@@ -46,6 +46,10 @@ const (
 	Untaint
 	// Close ends the incident.
 	Close
+	// ResetConnections has the agents of the hosts that are left end TCP connections to the address Target, until LetGo.
+	ResetConnections
+	// LetGo ends it.
+	LetGo
 
 	// Isolate commands the host off by the method Target.
 	Isolate
@@ -60,7 +64,7 @@ const (
 // String returns the name used in status and scenarios.
 func (k Kind) String() string {
 	names := [...]string{"Invalid", "OpenIncident", "Advance", "ArmHold", "DisarmHold", "KeepServing", "StopServing", "Settle", "Distrust", "RecordProof",
-		"Taint", "SwapTaint", "Untaint", "Close", "Isolate", "TaintOutOfService", "DeletePod", "RestartKubelet"}
+		"Taint", "SwapTaint", "Untaint", "Close", "ResetConnections", "LetGo", "Isolate", "TaintOutOfService", "DeletePod", "RestartKubelet"}
 	if int(k) >= len(names) {
 		return names[0]
 	}
@@ -73,7 +77,7 @@ func (k Kind) Irreversible() bool { return k >= Isolate }
 // Step is one thing to do.
 type Step struct {
 	Kind Kind
-	// Target is a pod's UID, a method, an attempt's ID or a step of the incident, by kind.
+	// Target is a pod's UID, a method, an attempt's ID, a step of the incident or an IP address, by kind.
 	Target string
 	// As is the new state of an attempt, for Settle.
 	As evidence.AttemptState
@@ -158,6 +162,7 @@ func Make(found verdict.Found, seen evidence.Snapshot, budget Budget) Plan {
 	default:
 		panic(fmt.Sprintf("plan: verdict %s has no plan", found.Class))
 	}
+	m.connections()
 	return m.out
 }
 

@@ -827,6 +827,53 @@ func TestARestartMovesNoVerdict(t *testing.T) {
 	})
 }
 
+// TestConnectionsAreResetOfTheGoneOnly: of a lost host, to addresses whose pod object is gone and that nobody has, for two minutes; everything else goes on as
+// without.
+func TestConnectionsAreResetOfTheGoneOnly(t *testing.T) {
+	reset, letGo := 0, 0
+	check(t, func(t *rapid.T, s situation) {
+		without, pWithout := s.decide()
+		s.policy.ResetConnections = !oneIn(t, 6, "no resets")
+		for i := range rapid.IntRange(1, 3).Draw(t, "addresses") {
+			a := evidence.Address{IP: fmt.Sprintf("10.1.0.%d", i+1), Gone: !oneIn(t, 4, "there"), Ago: 2 * span(t, "gone for"), Unread: oneIn(t, 8, "users unread"),
+				Begun: oneIn(t, 2, "begun"), Ours: oneIn(t, 2, "ours"), Ended: oneIn(t, 6, "ended")}
+			if oneIn(t, 4, "used") {
+				a.User = "pod shop/web-7"
+			}
+			s.seen.Addresses = append(s.seen.Addresses, a)
+		}
+		found, p := s.decide()
+		if found.Class != without.Class || found.Proof.Fresh != without.Proof.Fresh {
+			t.Fatalf("%s becomes %s", without.Class, found.Class)
+		}
+		of := func(s plan.Step) bool { return s.Kind == plan.ResetConnections || s.Kind == plan.LetGo }
+		if rest := slices.DeleteFunc(slices.Clone(p.Steps), of); !slices.Equal(rest, pWithout.Steps) || !slices.Equal(p.Refusals, pWithout.Refusals) || p.Next > pWithout.Next {
+			t.Fatalf("%v becomes %v", pWithout.Steps, p.Steps)
+		}
+		for _, a := range s.seen.Addresses {
+			does := func(k plan.Kind) bool {
+				return slices.ContainsFunc(p.Steps, func(s plan.Step) bool { return s.Kind == k && s.Target == a.IP })
+			}
+			may := s.policy.ResetConnections && !s.policy.Paused && !s.policy.Shadow && a.Ago < plan.ResetWindow && a.User == "" && !a.Unread && !a.Ended && s.seen.SameBoot() && !found.Refuted
+			if does(plan.ResetConnections) {
+				reset++
+				if !may || !a.Gone || found.Class != verdict.Lost || !s.seen.Journal.ProofRecorded || has(p, plan.Close) {
+					t.Fatalf("connections are reset to %+v at %s", a, found.Class)
+				}
+			}
+			if a.Begun && !a.Ended && (!may || lives(found.Class) || found.Class == verdict.Healthy || has(p, plan.Close)) {
+				letGo++
+				if !does(plan.LetGo) {
+					t.Fatalf("%+v is kept at %s by %v", a, found.Class, p.Steps)
+				}
+			}
+		}
+	})
+	if reset == 0 || letGo == 0 {
+		t.Errorf("%d resets and %d ends were seen: the test says nothing", reset, letGo)
+	}
+}
+
 func lives(c verdict.Class) bool {
 	return slices.Contains([]verdict.Class{verdict.Hung, verdict.KubeletDown, verdict.RuntimeDown, verdict.Isolated}, c)
 }

@@ -31,6 +31,7 @@ func (w *World) Plan() Round {
 // step, if it is still asked for (invariants I6, I9).
 func (w *World) Act() Round {
 	w.look()
+	defer w.bounded()
 	r := w.Plan()
 	w.turn(r)
 	for _, s := range r.Plan.Steps {
@@ -94,6 +95,10 @@ func (w *World) reversible(s plan.Step) {
 		w.host.node.OutOfService, w.host.node.Fenced = false, false
 	case plan.Close:
 		w.stepTo(evidence.StepClosed)
+	case plan.ResetConnections:
+		w.resetConnections(s.Target)
+	case plan.LetGo:
+		w.letGo(s.Target)
 	default:
 		panic(fmt.Sprintf("scenario: no way to carry out %s", s.Kind))
 	}
@@ -165,6 +170,8 @@ func (w *World) stepTo(to evidence.Step) {
 	w.journal.Step = to
 	if !w.journal.Open() {
 		w.journal = evidence.Journal{}
+		w.overdue("the incident is over")
+		w.addresses = nil
 	}
 }
 
@@ -205,6 +212,9 @@ func (w *World) deletePod(p *pod) {
 		return
 	}
 	w.pods = slices.DeleteFunc(w.pods, func(x *pod) bool { return x == p })
+	for _, ip := range p.Addresses {
+		w.addresses = append(w.addresses, &address{Address: evidence.Address{IP: ip, Gone: true, User: p.user}, pod: p.Name, gone: w.now})
+	}
 	w.detach(p)
 }
 

@@ -82,7 +82,9 @@ var phrases = []phrase{
 	{"app <pod> stops serving", onPod(func(_ *World, p *pod) { p.serves = false })},
 	{"app <pod> serves", onPod(func(_ *World, p *pod) { p.serves = true })},
 	{"app <pod> is not probed", onPod(func(_ *World, p *pod) { p.probed = false })},
-	{"app <pod> shares its address", onPod(func(_ *World, p *pod) { p.shares = true })},
+	{"app <pod> shares its address", onPod(func(_ *World, p *pod) { p.shares, p.user = true, "shop/another" })},
+	{"app <pod> is on the host's network", onPod(func(_ *World, p *pod) { p.Addresses = nil })},
+	{"address of <pod> is given to <other>", func(w *World, a []string) error { return w.given(a[0], a[1]) }},
 	{"app <pod> is kept by a finalizer", onPod(func(_ *World, p *pod) { p.finalizer = true })},
 	{"app <pod> loses that finalizer", onPod(func(w *World, p *pod) {
 		p.finalizer = false
@@ -230,6 +232,8 @@ func setPolicy(w *World, a []string) error {
 		p.AwaitLease = true
 	case "repair=RestartKubelet":
 		p.RestartKubelet = true
+	case "resetConnections=false":
+		p.ResetConnections = false
 	case "mode=Enforce":
 		p.Shadow, p.Paused = false, false
 	case "mode=Shadow":

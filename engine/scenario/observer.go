@@ -237,7 +237,7 @@ func (w *World) Snapshot() evidence.Snapshot {
 			s.Attestations = append(s.Attestations, a.Attestation)
 		}
 	}
-	s.Witnesses, s.AgentLease = w.witnessesNow(), w.agentLease()
+	s.Witnesses, s.AgentLease, s.Addresses = w.witnessesNow(), w.agentLease(), w.addressesNow()
 	s.Repairs = evidence.Repairs{Read: s.Listed, Tried: w.repairs.at > 0, Failed: w.repairs.failed, Ago: w.now - w.repairs.at}
 	if w.elsewhere.at > 0 {
 		s.Repairs.Elsewhere, s.Repairs.ElsewhereAgo = "another", w.now-w.elsewhere.at

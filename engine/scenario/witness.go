@@ -51,8 +51,9 @@ type vantage struct {
 	answered time.Duration
 }
 
-// AddWitnesses puts agents on so many other hosts.
+// AddWitnesses puts agents on so many other hosts, which reset connections, as is the default.
 func (w *World) AddWitnesses(n int) {
+	w.Policy.ResetConnections = n > 0
 	for range n {
 		w.witnesses = append(w.witnesses, &witness{name: fmt.Sprintf("w%d", len(w.witnesses)+1)})
 	}

@@ -47,10 +47,12 @@ type World struct {
 	witnesses []*witness
 	gossiped  time.Duration
 
-	journal      evidence.Journal
-	incident     evidence.Host // that the open incident names
-	incidents    int
-	successors   []evidence.Successor
+	journal    evidence.Journal
+	incident   evidence.Host // that the open incident names
+	incidents  int
+	successors []evidence.Successor
+	// addresses are those of the pods that the incident has released.
+	addresses    []*address
 	attached     []evidence.Attachment
 	attestations []attestation
 	// repairs are restarts of kubelets, of this host's and of another's.
@@ -111,6 +113,8 @@ type pod struct {
 	// containersReady is what the kubelet says of the pod, or who spoke for it; ready is the Ready condition, which the node controller takes back too.
 	containersReady, ready bool
 	finalizer              bool // of somebody else
+	// user is who else has its address.
+	user string
 }
 
 // says is somebody speaking as a kubelet does of its pod.
@@ -192,7 +196,8 @@ func (w *World) AddPod(name string, drivers ...string) {
 		volumes = append(volumes, evidence.Volume{Claim: claim, Driver: driver, Handle: "vol-" + name})
 	}
 	w.pods = append(w.pods, &pod{serves: true, probed: true, containersReady: true, ready: true,
-		Writer: evidence.Writer{App: "shop/" + name, Namespace: "shop", Name: name, UID: uid, BootID: w.host.boot, Volumes: volumes}})
+		Writer: evidence.Writer{App: "shop/" + name, Namespace: "shop", Name: name, UID: uid, BootID: w.host.boot, Volumes: volumes,
+			Addresses: []string{fmt.Sprintf("10.1.0.%d", len(w.pods)+1)}}})
 	w.attached = append(w.attached, evidence.Attachment{Name: "att-" + name, Volume: "vol-" + name, Attached: true})
 }
 

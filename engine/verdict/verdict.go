@@ -81,6 +81,8 @@ type Policy struct {
 	KeepTraffic bool
 	// RestartKubelet has the kubelet of a host that lives restarted, where that would help.
 	RestartKubelet bool
+	// ResetConnections has connections to the pods of a lost host reset on the hosts that are left.
+	ResetConnections bool
 }
 
 // Finding is what one rule says.

@@ -74,6 +74,10 @@ func (a agent) Restart(_ context.Context, _ string, order wire.RestartRequest) (
 	return wire.RestartAnswer{Node: a.node, BootID: order.BootID, State: wire.RestartDone, By: "a test"}, nil
 }
 
+func (agent) Reset(context.Context, string, wire.ResetRequest) (wire.ResetAnswer, error) {
+	return wire.ResetAnswer{}, wire.ErrNothingDone
+}
+
 func (agent) Close() {}
 
 // withAgents gives a life agents to ask.

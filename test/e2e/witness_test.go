@@ -21,6 +21,7 @@ func TestCase8Witnesses(t *testing.T) {
 	playCase(t, 8, append([]variant{
 		{"a kubelet that hangs is restarted", false, kubeletRestarted},
 		{"kubelet and agent stop, the application answers", false, kubeletAndAgentStop},
+		{"connections to a lost pod are reset", false, connectionsReset},
 	}, planes...)...)
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
@@ -75,9 +77,9 @@ func TestDefaultsOfAProfileAndOfTheConfig(t *testing.T) {
 
 		IncidentRetention: v1alpha1.IncidentRetention{PerNode: 10, MaxAgeSeconds: 30 * 24 * 3600},
 
-		Witness: v1alpha1.Witness{GossipPort: 7948, Port: 7947, RuntimeSocket: "/run/containerd/containerd.sock"},
+		Witness: v1alpha1.Witness{GossipPort: 7948, Port: 7947, RuntimeSocket: "/run/containerd/containerd.sock", ResetConnections: ptr.To(true)},
 	}
-	if config.Spec != want {
+	if !equality.Semantic.DeepEqual(config.Spec, want) {
 		t.Errorf("a config without spec is %+v, want %+v", config.Spec, want)
 	}
 	enabled := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"witness":{"enabled":true}}}`))
@@ -85,7 +87,7 @@ func TestDefaultsOfAProfileAndOfTheConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	want.Witness.Enabled = true
-	if config.Spec != want {
+	if !equality.Semantic.DeepEqual(config.Spec, want) {
 		t.Errorf("with agents it is %+v, want %+v", config.Spec, want)
 	}
 }

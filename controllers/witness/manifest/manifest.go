@@ -101,10 +101,16 @@ func (w Wanted) pod() corev1.PodSpec {
 		// With AppArmor the bus refuses whom the profile of containers does not let speak to it.
 		c.SecurityContext.AppArmorProfile = &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeUnconfined}
 	}
+	if w.Settings.Resets() {
+		c := &pod.Containers[0]
+		c.Args = append(c.Args, "--reset-connections")
+		// For the table in nftables and the tracked connections; and for packets in the name of the lost.
+		c.SecurityContext.Capabilities.Add = []corev1.Capability{"NET_ADMIN", "NET_RAW"}
+	}
 	return pod
 }
 
-// plain is the pod of agents that restart nothing.
+// plain is the pod of agents that restart and reset nothing.
 func (w Wanted) plain() corev1.PodSpec {
 	return corev1.PodSpec{
 		ServiceAccountName: Name,

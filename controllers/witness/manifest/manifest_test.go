@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/ptr"
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 )
@@ -27,6 +28,30 @@ func TestAgentsReachTheBusOnlyToRestartTheKubelet(t *testing.T) {
 		}
 		if got := strings.Join(c.Args, " "); !reaches && strings.Contains(got, "kubelet-restart") {
 			t.Errorf("nobody named a unit, and the agent gets %s", got)
+		}
+	}
+}
+
+// Agents have capabilities only where they reset connections, and then those two.
+func TestAgentsHaveCapabilitiesOnlyToResetConnections(t *testing.T) {
+	for _, c := range []struct {
+		settings v1alpha1.Witness
+		resets   bool
+	}{
+		{v1alpha1.Witness{Enabled: true}, true},
+		{v1alpha1.Witness{Enabled: true, ResetConnections: ptr.To(true)}, true},
+		{v1alpha1.Witness{Enabled: true, ResetConnections: ptr.To(false)}, false},
+		{v1alpha1.Witness{Enabled: true, ResetConnections: ptr.To(false), KubeletUnit: "kubelet.service"}, false},
+		{v1alpha1.Witness{ResetConnections: ptr.To(true)}, false},
+	} {
+		agent := Wanted{Settings: c.settings}.DaemonSet().Spec.Template.Spec.Containers[0]
+		var want []corev1.Capability
+		if c.resets {
+			want = []corev1.Capability{"NET_ADMIN", "NET_RAW"}
+		}
+		got := agent.SecurityContext.Capabilities
+		if slices.Contains(agent.Args, "--reset-connections") != c.resets || !slices.Equal(got.Add, want) || !slices.Equal(got.Drop, []corev1.Capability{"ALL"}) {
+			t.Errorf("%+v: args %v, capabilities %+v", c.settings, agent.Args, got)
 		}
 	}
 }

@@ -159,8 +159,8 @@ func (c *Connection) end(err error) {
 // Ended is closed when the connection has ended.
 func (c *Connection) Ended() <-chan struct{} { return c.ended }
 
-// End waits until the connection has ended, and says when the client learned of it, and how: syscall.ECONNRESET where it was reset, io.EOF where
-// the ledger closed it, net.ErrClosed after Close.
+// End waits until the connection has ended, and says when the client learned of it, and how: syscall.ECONNRESET where it was reset, syscall.ECONNABORTED where the
+// host's agent has ended a socket of the host's network, io.EOF where the ledger closed it, net.ErrClosed after Close.
 func (c *Connection) End(ctx context.Context) (at mono.Stamp, how, err error) {
 	select {
 	case <-c.ended:
