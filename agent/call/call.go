@@ -44,9 +44,9 @@ func (r *Refused) Error() string {
 	return fmt.Sprintf("refused: %d %s: %s", r.Status, http.StatusText(r.Status), r.Why)
 }
 
-// Is implements what errors.Is asks: a refusal is [wire.ErrNothingDone], unless the agent says that it tried.
+// Is implements what errors.Is asks: a refusal is [wire.ErrNothingDone], unless the agent says that it tried, and [wire.ErrUnfit] where it says so.
 func (r *Refused) Is(target error) bool {
-	return target == wire.ErrNothingDone && r.Status != http.StatusInternalServerError
+	return target == wire.ErrNothingDone && r.Status != http.StatusInternalServerError || target == wire.ErrUnfit && r.Status == http.StatusConflict
 }
 
 const (

@@ -205,7 +205,7 @@ func TestTheManagerHasThingsDone(t *testing.T) {
 		t.Errorf("%+v, %v", done, err)
 	}
 	var refused *call.Refused
-	if _, err := c.Restart(t.Context(), address, restart); !errors.As(err, &refused) || refused.Status != http.StatusConflict || refused.After <= 9*time.Minute || !errors.Is(err, wire.ErrNothingDone) {
+	if _, err := c.Restart(t.Context(), address, restart); !errors.As(err, &refused) || refused.Status != http.StatusConflict || refused.After <= 9*time.Minute || !errors.Is(err, wire.ErrNothingDone) || !errors.Is(err, wire.ErrUnfit) {
 		t.Errorf("a second restart: %v", err)
 	}
 }

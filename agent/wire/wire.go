@@ -199,6 +199,9 @@ type RestartRequest struct {
 // ErrNothingDone: the agent that was asked to act refused, or was not asked. After any other error it may have acted.
 var ErrNothingDone = errors.New("nothing was done")
 
+// ErrUnfit: it refused because its host is not as the request takes for granted, such as an address that lives there. It is ErrNothingDone too.
+var ErrUnfit = errors.New("the host is not as the request takes for granted")
+
 // RestartState is how far a restart came.
 type RestartState string
 

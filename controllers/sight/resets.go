@@ -8,12 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/holdfast-dev/holdfast/agent/call"
 	"github.com/holdfast-dev/holdfast/agent/wire"
 	"github.com/holdfast-dev/holdfast/engine/evidence"
 )
@@ -319,8 +317,10 @@ func (r *Resets) note(o order, answer wire.ResetAnswer, err error) (lives bool) 
 	case !errors.Is(err, wire.ErrNothingDone): // it may have been done
 		s.kept = now + evidence.Instant(o.span+resetLag)
 	}
-	var refused *call.Refused
-	return !back && errors.As(err, &refused) && refused.Status == http.StatusConflict
+	if l := r.lost[o.address]; !back && l != nil && l.over != "" {
+		s.next = 0 // it was let go meanwhile
+	}
+	return !back && errors.Is(err, wire.ErrUnfit)
 }
 
 // Reset has the agent of a host end connections to lost addresses, or let addresses go. An error that is wire.ErrNothingDone says that it did nothing.

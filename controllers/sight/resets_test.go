@@ -5,15 +5,14 @@ package sight
 
 import (
 	"context"
+	"fmt"
 	"maps"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/holdfast-dev/holdfast/agent/call"
 	"github.com/holdfast-dev/holdfast/agent/wire"
 	"github.com/holdfast-dev/holdfast/engine/evidence"
 )
@@ -35,7 +34,7 @@ func (s *stage) reset(node string, request wire.ResetRequest) (wire.ResetAnswer,
 	case s.mute[node]:
 		return wire.ResetAnswer{}, errMute
 	case s.lost.lives == node && len(request.Lost) > 0:
-		return wire.ResetAnswer{}, &call.Refused{Status: http.StatusConflict, Why: "it lives here"}
+		return wire.ResetAnswer{}, fmt.Errorf("%w: %w", wire.ErrNothingDone, wire.ErrUnfit)
 	}
 	if s.lost.until == nil {
 		s.lost.until = map[string]map[string]evidence.Instant{}
@@ -178,5 +177,20 @@ func TestWhatAnotherLeaderBeganIsLetGo(t *testing.T) {
 	next.until("it to be let go", next.lostAt())
 	if now, known := next.Resets.Of(lostAddress); !known || now.Over != "the host is back" {
 		t.Errorf("%+v", now)
+	}
+}
+
+func TestWhatWasUnderWayWhenAnAddressWasLetGoIsTakenBackAtOnce(t *testing.T) {
+	_, clock := stepped()
+	for name, err := range map[string]error{"it was done": nil, "nobody knows whether it was": context.DeadlineExceeded} {
+		r := NewResets(NewWitnesses(clock, func(string) {}), func(string) {})
+		r.Begin("h", lostAddress, 2*time.Minute)
+		l, s := r.lost[lostAddress], &share{busy: true}
+		l.shares["a"], r.abreast["a"] = s, 1
+		r.LetGo("h", lostAddress, "the host is back")
+		r.note(order{node: "a", address: lostAddress, request: wire.ResetRequest{Lost: []string{lostAddress}}, span: resetSpan, share: s}, wire.ResetAnswer{}, err)
+		if o, wanted := r.orderOf(lostAddress, l, s); !wanted || !slices.Equal(o.request.Back, []string{lostAddress}) {
+			t.Errorf("%s: %v, %+v", name, wanted, o)
+		}
 	}
 }

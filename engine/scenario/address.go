@@ -78,21 +78,27 @@ func (w *World) given(name, to string) error {
 	return fmt.Errorf("no app %q is or was on the host", name)
 }
 
-// overdue notes where connections are still reset.
-func (w *World) overdue(why string) {
-	for _, a := range w.addresses {
-		if a.Begun && !a.Ended {
-			w.Broken = append(w.Broken, fmt.Sprintf("%s: connections to %s are still reset: %s", w.clock(), a.IP, why))
-			a.Ended = true
-		}
+// overdue notes an address to which connections are still reset.
+func (w *World) overdue(a *address, why string) {
+	if a.Begun && !a.Ended {
+		w.Broken = append(w.Broken, fmt.Sprintf("%s: connections to %s are still reset: %s", w.clock(), a.IP, why))
+		a.Ended = true
 	}
 }
 
 // bounded notes what is reset for longer than may be, once a plan that should have ended it is carried out.
 func (w *World) bounded() {
 	for _, a := range w.addresses {
-		if w.now-a.gone > plan.ResetWindow+5*time.Second {
-			w.overdue("its pod was released " + (w.now - a.gone).String() + " ago")
+		if ago := w.now - a.gone; ago > plan.ResetWindow+5*time.Second {
+			w.overdue(a, "its pod was released "+ago.String()+" ago")
 		}
 	}
+}
+
+// forgetAddresses is what the end of an incident does.
+func (w *World) forgetAddresses() {
+	for _, a := range w.addresses {
+		w.overdue(a, "the incident is over")
+	}
+	w.addresses = nil
 }

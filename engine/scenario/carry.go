@@ -170,8 +170,7 @@ func (w *World) stepTo(to evidence.Step) {
 	w.journal.Step = to
 	if !w.journal.Open() {
 		w.journal = evidence.Journal{}
-		w.overdue("the incident is over")
-		w.addresses = nil
+		w.forgetAddresses()
 	}
 }
 
