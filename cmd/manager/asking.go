@@ -30,12 +30,15 @@ import (
 // asking builds what asks the agents. It rests while the GuardConfig asks for none.
 func asking(mgr ctrl.Manager, o options, authority *certificate.Authority, board *sight.Board, w *sight.Witnesses) (*sight.Witnesses, error) {
 	from := mgr.GetClient()
-	own := &badge{keep: authority.Keep, clock: clock.RealClock{}, wanted: func(ctx context.Context) (bool, error) {
+	own := &badge{keep: authority.Keep, clock: clock.RealClock{}, begun: make(chan struct{}), wanted: func(ctx context.Context) (bool, error) {
 		settings, err := agents(ctx, from)
 		return settings.Enabled, err
 	}}
 	w.Reach = func(node string) sight.Agent { return call.New(node, own) }
-	w.Roll = func(ctx context.Context) (sight.Roll, error) { return roll(ctx, from) }
+	w.Roll = func(ctx context.Context) (sight.Roll, error) {
+		own.looked(ctx) // a question without a certificate would be put again a second later
+		return roll(ctx, from)
+	}
 	w.Targets, w.OwnHost, w.Log = board.Targets, o.host, ctrl.Log.WithName("witnesses")
 	return w, errors.Join(mgr.Add(own), mgr.Add(w))
 }
@@ -58,6 +61,8 @@ type badge struct {
 	keep   func(context.Context) (*authority.Authority, error)
 	wanted func(context.Context) (bool, error)
 	clock  clock.WithTicker
+	// begun is closed after the first look.
+	begun chan struct{}
 
 	mu    sync.Mutex
 	own   *identity.Identity
@@ -71,8 +76,9 @@ func (b *badge) NeedLeaderElection() bool { return true }
 
 // Start renews until the context ends.
 func (b *badge) Start(ctx context.Context) error {
+	b.look(ctx)
+	close(b.begun)
 	for {
-		b.look(ctx)
 		again := badgeEvery
 		if own, _ := b.Identity(); own == nil {
 			again = badgeSoon
@@ -84,6 +90,15 @@ func (b *badge) Start(ctx context.Context) error {
 			return nil
 		case <-timer.C():
 		}
+		b.look(ctx)
+	}
+}
+
+// looked waits for the first look, whatever came of it.
+func (b *badge) looked(ctx context.Context) {
+	select {
+	case <-b.begun:
+	case <-ctx.Done():
 	}
 }
 

@@ -42,7 +42,7 @@ func TestTheManagersOwnCertificateIsMadeAndRenewed(t *testing.T) {
 	source := clocktesting.NewFakeClock(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
 	kept, unread, wanted := newAuthority(t, source.Now()), error(nil), false
 	reads := 0
-	b := &badge{clock: source, wanted: func(context.Context) (bool, error) { return wanted, nil },
+	b := &badge{clock: source, begun: make(chan struct{}), wanted: func(context.Context) (bool, error) { return wanted, nil },
 		keep: func(context.Context) (*authority.Authority, error) { reads++; return kept, unread }}
 	look := func() *identity.Identity {
 		b.look(t.Context())

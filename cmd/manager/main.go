@@ -5,6 +5,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -26,6 +27,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
@@ -47,17 +49,6 @@ import (
 	"github.com/holdfast-dev/holdfast/controllers/witness/manifest"
 	"github.com/holdfast-dev/holdfast/fencing"
 	"github.com/holdfast-dev/holdfast/fencing/ipmi"
-)
-
-// Timings of leadership. A leader that cannot renew stops within renewDeadline of its last renewal, and nobody else leads before leaseDuration
-// has passed since: what is in between is the time that a driver call may still need (invariant I6).
-const (
-	leaseDuration = 6 * time.Second
-	renewDeadline = 3 * time.Second
-	// A candidate looks at the lease at intervals of up to 2.2 times this one, sees the last renewal one interval late and its end another: with
-	// the lease itself that has to stay within the 8 s that a hand-over may take.
-	retryPeriod  = 250 * time.Millisecond
-	callDeadline = leaseDuration - renewDeadline - 2*retryPeriod
 )
 
 // apiTimeout bounds the requests of the fencer and the canary, which watch nothing. For the rest the pings of HTTP/2 notice a dead connection within
@@ -139,7 +130,8 @@ func run(o options) error {
 	if err := noticeDeadPeers(); err != nil {
 		return err
 	}
-	ctx := ctrl.SetupSignalHandler()
+	ctx, stop := context.WithCancel(ctrl.SetupSignalHandler())
+	defer stop()
 	scheme := runtime.NewScheme()
 	if err := clientgoscheme.AddToScheme(scheme); err != nil {
 		return err
@@ -157,33 +149,50 @@ func run(o options) error {
 	} else if err != nil {
 		return err
 	}
-	mgr, err := ctrl.NewManager(config, managerOptions(o, scheme))
+	held, err := newTerm(config, o.namespace)
+	if err != nil {
+		return err
+	}
+	mgr, err := ctrl.NewManager(config, managerOptions(o, scheme, held))
 	if err != nil {
 		return err
 	}
 	if err := hostincident.Index(ctx, mgr); err != nil {
 		return err
 	}
-	if err := assemble(mgr, o, config); err != nil {
+	stepsDown := false
+	down := func() { stepsDown = true; stop() }
+	if err := assemble(mgr, o, config, leadership{held.Led, down}); err != nil {
 		return err
 	}
 	if err := mgr.AddHealthzCheck("healthz", healthz.Ping); err != nil {
 		return err
 	}
-	if err := mgr.AddReadyzCheck("readyz", healthz.Ping); err != nil {
+	if err := warm(ctx, mgr); err != nil {
 		return err
 	}
-	return mgr.Start(ctx)
+	if err := mgr.Start(ctx); err != nil || !stepsDown {
+		return err
+	}
+	return again()
 }
 
-func managerOptions(o options, scheme *runtime.Scheme) ctrl.Options {
-	lease, renew, retry := leaseDuration, renewDeadline, retryPeriod
+// leadership is for how long this replica leads, and how it stops to in good order.
+type leadership struct {
+	led  func() time.Duration
+	down func()
+}
+
+func managerOptions(o options, scheme *runtime.Scheme, held *term) ctrl.Options {
+	lease, renew, retry, warm := leaseDuration, renewDeadline, retryPeriod, true
 	return ctrl.Options{
 		Scheme: scheme, HealthProbeBindAddress: o.health, Metrics: metricsserver.Options{BindAddress: o.metrics},
-		LeaderElection: o.leaderElect, LeaderElectionID: admission.ManagersLease, LeaderElectionNamespace: o.namespace,
+		LeaderElection: o.leaderElect, LeaderElectionResourceLockInterface: held,
 		LeaseDuration: &lease, RenewDeadline: &renew, RetryPeriod: &retry,
-		// The process ends with its leadership, and nothing is under way when it says so: a successor need not wait.
+		// Where nothing is under way any more: see term.
 		LeaderElectionReleaseOnCancel: true,
+		// A standby reads and watches all that a leader does, so that it can begin at once. What it sees is no evidence before it leads: that is kept by what runs on the leader only.
+		Controller: ctrlconfig.Controller{EnableWarmup: &warm},
 		Cache: cache.Options{ByObject: map[client.Object]cache.ByObject{
 			&coordinationv1.Lease{}: {Namespaces: map[string]cache.Config{corev1.NamespaceNodeLease: {}, manifest.Namespace: {}}},
 			// Of certificate requests, only those for our signer.
@@ -193,7 +202,7 @@ func managerOptions(o options, scheme *runtime.Scheme) ctrl.Options {
 }
 
 // assemble builds the controllers; nothing else knows concrete drivers.
-func assemble(mgr ctrl.Manager, o options, config *rest.Config) error {
+func assemble(mgr ctrl.Manager, o options, config *rest.Config, lead leadership) error {
 	watch := sight.NewClock(clock.RealClock{})
 	toHosts, toApps := make(chan event.GenericEvent, 1024), make(chan event.GenericEvent, 1024)
 	changed := func(host string) {
@@ -231,6 +240,9 @@ func assemble(mgr ctrl.Manager, o options, config *rest.Config) error {
 	authority := &certificate.Authority{Client: signer, Clock: watch, Secret: types.NamespacedName{Namespace: o.namespace, Name: manifest.Authority}}
 	vantages, err := asking(mgr, o, authority, board, sight.NewWitnesses(watch, changed))
 	if err != nil {
+		return err
+	}
+	if err := mgr.Add(&doubter{from: mgr.GetClient(), namespace: o.namespace, pod: o.name, host: o.host, outside: vantages.Outside, led: lead.led, clock: clock.RealClock{}, down: lead.down}); err != nil {
 		return err
 	}
 	bolt := &guardconfig.Bolt{Direct: direct, Clock: watch}

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -26,14 +27,18 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/holdfast-dev/holdfast/admission"
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/test/envtest"
 )
 
 const (
 	namespace = "holdfast-system"
-	// The two bounds that are promised.
-	handOver = 8 * time.Second
+	// What is promised: docs/adr/0014-a-hand-over-within-five-seconds.md, and requirement B2 for the last.
+	handOver = 5 * time.Second
+	inOrder  = time.Second
+	warm     = time.Second // from the lease to the first worker
+	stalled  = 2 * time.Second
 	deadPeer = 10 * time.Second
 )
 
@@ -141,19 +146,97 @@ func await(t *testing.T, what string, patience time.Duration, is func(ctx contex
 // leads is true once the manager's controllers work: a standby's do not.
 func (r *replica) leads(context.Context) (bool, error) { return r.said("starting workers"), nil }
 
+// holds is true once the manager has the lease.
+func (r *replica) holds(context.Context) (bool, error) {
+	return r.said("successfully acquired lease"), nil
+}
+
+// two are a leader and a standby that is warm. The leader reaches the API server at the address given, or as the standby does.
+func two(t *testing.T, server string) (leader, standby *replica) {
+	t.Helper()
+	leader = run(t, "first", kubeconfig(t, server), "--leader-elect")
+	await(t, "the first to lead", time.Minute, leader.leads)
+	standby = run(t, "second", kubeconfig(t, ""), "--leader-elect")
+	await(t, "the second to be ready to lead", time.Minute, func(context.Context) (bool, error) { return standby.said("attempting to acquire leader lease"), nil })
+	t.Cleanup(func() { // the next test begins with a lease that nobody holds
+		_ = standby.Process.Signal(syscall.SIGTERM)
+		_ = standby.Wait()
+	})
+	return leader, standby
+}
+
+// takes waits for the standby to lead, and compares what it took with what is promised.
+func (r *replica) takes(t *testing.T, promised time.Duration) {
+	t.Helper()
+	took := await(t, "the second to have the lease", time.Minute, r.holds)
+	warmed := await(t, "the second to lead", time.Minute, r.leads)
+	t.Logf("the second had the lease after %s, and worked %s later", took.Round(time.Millisecond), warmed.Round(time.Millisecond))
+	if took > promised || warmed > warm {
+		t.Errorf("it had the lease after %s, promised are %s; and worked %s later, promised are %s", took, promised, warmed, warm)
+	}
+}
+
 func TestAnotherReplicaLeadsSoonAfterALeaderWasKilled(t *testing.T) {
-	config := kubeconfig(t, "")
-	first := run(t, "first", config, "--leader-elect")
-	await(t, "the first to lead", time.Minute, first.leads)
-	second := run(t, "second", config, "--leader-elect")
-	await(t, "the second to be ready to lead", time.Minute, func(context.Context) (bool, error) { return second.said("attempting to acquire leader lease"), nil })
+	first, second := two(t, "")
 	if err := first.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	took := await(t, "the second to lead", time.Minute, second.leads)
-	t.Logf("the second led %s after the first was killed", took.Round(time.Millisecond))
-	if took > handOver {
-		t.Errorf("nobody led for %s, more than %s", took, handOver)
+	second.takes(t, handOver)
+}
+
+func TestALeaderThatIsStoppedHandsOverAtOnce(t *testing.T) {
+	first, second := two(t, "")
+	if err := first.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	second.takes(t, inOrder)
+}
+
+func TestAnAPIServerThatIsSlowForAMomentCostsNoLeadership(t *testing.T) {
+	p := newProxy(t, apiServer(t))
+	first, second := two(t, "https://"+p.listener.Addr().String())
+	for range 3 {
+		p.hold(stalled)
+		renewed(t)
+	}
+	if err := first.Process.Signal(syscall.Signal(0)); err != nil || second.said("successfully acquired lease") {
+		t.Errorf("the leader did not stay: %v", err)
+	}
+}
+
+// renewed waits for a renewal.
+func renewed(t *testing.T) {
+	t.Helper()
+	var first *metav1.MicroTime
+	await(t, "a renewal", time.Minute, func(ctx context.Context) (bool, error) {
+		var lease coordinationv1.Lease
+		if err := cluster.Client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: admission.ManagersLease}, &lease); err != nil {
+			return false, err
+		}
+		if first == nil {
+			first = lease.Spec.RenewTime
+		}
+		return !lease.Spec.RenewTime.Equal(first), nil
+	})
+}
+
+func TestALeaderThatIsCutOffEndsBeforeAnotherLeads(t *testing.T) {
+	p := newProxy(t, apiServer(t))
+	first, second := two(t, "https://"+p.listener.Addr().String())
+	ended := make(chan bool, 1) // whether another led by then
+	go func() {
+		_ = first.Wait() // it says what it thinks of its end in its log
+		ended <- second.said("successfully acquired lease")
+	}()
+	go p.hold(time.Minute) // ends with the test
+	second.takes(t, handOver)
+	select {
+	case late := <-ended:
+		if late || !first.said("this process ends at once") {
+			t.Errorf("another led before it ended: %v", late)
+		}
+	default:
+		t.Error("another leads, and it has not ended")
 	}
 }
 
@@ -161,6 +244,10 @@ func TestAnotherReplicaLeadsSoonAfterALeaderWasKilled(t *testing.T) {
 type proxy struct {
 	listener net.Listener
 	to       string
+	over     <-chan struct{}
+
+	// gate is locked while nothing is carried.
+	gate sync.RWMutex
 
 	mu     sync.Mutex
 	silent chan struct{} // closed when the present connections fall silent
@@ -174,7 +261,7 @@ func newProxy(t *testing.T, to string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{listener: l, to: to, silent: make(chan struct{})}
+	p := &proxy{listener: l, to: to, over: t.Context().Done(), silent: make(chan struct{})}
 	t.Cleanup(func() { _ = l.Close() }) // ends serve
 	go p.serve()
 	return p
@@ -196,16 +283,18 @@ func (p *proxy) serve() {
 		p.after++
 		p.kept = append(p.kept, ours, theirs)
 		p.mu.Unlock()
-		go carry(ours, theirs, silent)
-		go carry(theirs, ours, silent)
+		go p.carry(ours, theirs, silent)
+		go p.carry(theirs, ours, silent)
 	}
 }
 
 // carry copies until either end closes; from silent on it reads nothing and closes nothing.
-func carry(from, to net.Conn, silent chan struct{}) {
+func (p *proxy) carry(from, to net.Conn, silent chan struct{}) {
 	buffer := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buffer)
+		p.gate.RLock()   // waits out a hold
+		p.gate.RUnlock() //nolint:staticcheck // nothing is done under it
 		select {
 		case <-silent:
 			return
@@ -230,6 +319,18 @@ func (p *proxy) fallSilent() {
 	p.silent, p.after = make(chan struct{}), 0
 }
 
+// hold keeps everything back for a while, or until the test ends, and then lets it through.
+func (p *proxy) hold(d time.Duration) {
+	p.gate.Lock()
+	defer p.gate.Unlock()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-p.over:
+	}
+}
+
 func (p *proxy) since() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -251,16 +352,21 @@ func answered(name string) func(context.Context) (bool, error) {
 	}
 }
 
-func TestADeadPeerIsNoticed(t *testing.T) {
+// apiServer is its host and port.
+func apiServer(t *testing.T) string {
+	t.Helper()
 	address, err := url.Parse(cluster.Config.Host)
 	if err != nil {
 		t.Fatal(err)
 	}
-	host := address.Host
-	if host == "" {
-		host = cluster.Config.Host
+	if address.Host == "" {
+		return cluster.Config.Host
 	}
-	p := newProxy(t, host)
+	return address.Host
+}
+
+func TestADeadPeerIsNoticed(t *testing.T) {
+	p := newProxy(t, apiServer(t))
 	run(t, "alone", kubeconfig(t, "https://"+p.listener.Addr().String()))
 	if err := cluster.Client.Create(t.Context(), app("before")); err != nil {
 		t.Fatal(err)
