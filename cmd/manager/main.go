@@ -157,6 +157,7 @@ func run(o options) error {
 	if err != nil {
 		return err
 	}
+	held.announce(mgr.GetEventRecorderFor(held.Identity())) //nolint:staticcheck // the only kind that the lock takes
 	if err := hostincident.Index(ctx, mgr); err != nil {
 		return err
 	}

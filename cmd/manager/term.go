@@ -14,6 +14,7 @@ import (
 	coordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	"k8s.io/client-go/tools/record"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 
@@ -40,6 +41,7 @@ const (
 // It implements resourcelock.Interface.
 type term struct {
 	resourcelock.Interface
+	lock  *resourcelock.LeaseLock
 	clock clock.WithDelayedExecution
 	// end ends the process; nothing that it does comes after.
 	end func(why string)
@@ -67,8 +69,11 @@ func newTerm(config *rest.Config, namespace string) (*term, error) {
 	}
 	lock := &resourcelock.LeaseLock{LeaseMeta: metav1.ObjectMeta{Namespace: namespace, Name: admission.ManagersLease}, Client: leases,
 		LockConfig: resourcelock.ResourceLockConfig{Identity: host + "_" + string(uuid.NewUUID())}}
-	return &term{Interface: lock, clock: clock.RealClock{}, end: endProcess}, nil
+	return &term{Interface: lock, lock: lock, clock: clock.RealClock{}, end: endProcess}, nil
 }
+
+// announce has the begin and the end of the term told by Events.
+func (t *term) announce(by record.EventRecorder) { t.lock.LockConfig.EventRecorder = by }
 
 func endProcess(why string) {
 	ctrl.Log.WithName("term").Info("This process ends at once", "because", why)
