@@ -228,8 +228,8 @@ func TestALeaderThatIsCutOffEndsBeforeAnotherLeads(t *testing.T) {
 		_ = first.Wait() // it says what it thinks of its end in its log
 		ended <- second.said("successfully acquired lease")
 	}()
-	go p.hold(time.Minute) // ends with the test
-	second.takes(t, handOver)
+	go p.hold(time.Minute)      // ends with the test
+	second.takes(t, 2*handOver) // the cut begins when it does; this is about the order
 	select {
 	case late := <-ended:
 		if late || !first.said("this process ends at once") {
