@@ -76,9 +76,12 @@ type Verdict struct {
 
 // Verdicts judge a run. A goal for which nothing was measured is undecided, and never held.
 func Verdicts(r Run) []Verdict {
-	return []Verdict{failover(Of(r.Rows, Witnessed), Witnessed), failover(Of(r.Rows, Hung), Hung), endpoints(Of(r.Rows, Witnessed)), resets(Of(r.Rows, Witnessed)),
+	return []Verdict{failover(Of(r.Rows, Witnessed), Witnessed), failover(Of(r.Rows, Hung), Hung), endpoints(witnessed(r.Rows)), resets(witnessed(r.Rows)),
 		keptAlive(r.Outages), beside(r.Rows), memory(r.Usages, []Program{Agent}, agentMemory), processor(r.Usages), memory(r.Usages, []Program{Leader, Standby}, managerMemory)}
 }
+
+// witnessed are the rows of both kinds with agents.
+func witnessed(rows []Row) []Row { return append(Of(rows, Witnessed), Of(rows, Hung)...) }
 
 // judge says what follows from what broke a goal and what kept it from being decided.
 func (v Verdict) judge(broken bool, doubts ...string) Verdict {
@@ -154,7 +157,7 @@ func (r Row) endpointOut() (time.Duration, bool) {
 
 func endpoints(rows []Row) Verdict {
 	s, bad := spansOf(rows, Row.endpointOut)
-	return Verdict{Goal: "P5", N: len(rows), Wanted: "P1w: endpoint of the lost pod out at most " + seconds(endpointWithin) + " after the loss", Measured: measured(s, bad)}.
+	return Verdict{Goal: "P5", N: len(rows), Wanted: "with agents: endpoint of the lost pod out at most " + seconds(endpointWithin) + " after the loss", Measured: measured(s, bad)}.
 		judge(bad > 0 || s.Max > endpointWithin)
 }
 
@@ -166,7 +169,7 @@ func reachable(rows []Row) []Row {
 func resets(rows []Row) Verdict {
 	rows = reachable(rows)
 	s, bad := spansOf(rows, Row.Reset)
-	return Verdict{Goal: "P6", N: len(rows), Wanted: "P1w: every connection to the lost pod ended at most " + seconds(resetWithin) + " after the proof", Measured: measured(s, bad)}.
+	return Verdict{Goal: "P6", N: len(rows), Wanted: "with agents: every connection to the lost pod ended at most " + seconds(resetWithin) + " after the proof", Measured: measured(s, bad)}.
 		judge(bad > 0 || s.Max > resetWithin)
 }
 

@@ -25,7 +25,10 @@ func good() Run {
 		r.Rows = append(r.Rows, row)
 	}
 	hung := recovered(Hung, 1, 2000, 20000, 20500, 20600, 22000)
-	hung.ConfirmAfter = 15 * time.Second
+	hung.ConfirmAfter, hung.Clients, hung.Marks[EndpointOut] = 15*time.Second, 4, 2500*time.Millisecond
+	for _, m := range Ends {
+		hung.Marks[m] = 20500 * time.Millisecond
+	}
 	r.Rows = append(r.Rows, hung, recovered(Human, 1, 50000, 50100, 60000, 60000, 68000), censored(StatefulSet, 1, 780*time.Second))
 	r.Outages = []Outage{{Commit: "abc", Seed: 7, Timings: "default", T0: time.Unix(0, 0).UTC(), Host: "host-5", Length: time.Hour, After: time.Minute, Interval: 50 * time.Millisecond,
 		Writes: 70000, Acked: 60000, Pause: 200 * time.Millisecond, PauseAfter: 100 * time.Millisecond, Gap: 300 * time.Millisecond, Gaps: 500 * time.Millisecond, Unserved: 400 * time.Millisecond}}
@@ -66,25 +69,27 @@ func TestAMissIsCalledAMiss(t *testing.T) {
 				r.Rows[i].Marks[Detached] = 6001 * time.Millisecond
 			}
 		}},
-		"one of P1w":                    {"P1", "", func(r *Run) { r.Rows[3].Marks[Bound] = 12001 * time.Millisecond }},
-		"one of P1w that never came":    {"P1", "", func(r *Run) { r.Rows[3] = censored(Witnessed, 4, 3*time.Minute) }},
-		"one of P2w":                    {"P2", "", func(r *Run) { r.Rows[30].Marks[Bound] = 21001 * time.Millisecond }},
-		"P2w by a guard in more hurry":  {"P2", "", func(r *Run) { r.Rows[30].ConfirmAfter = 14 * time.Second }},
-		"an endpoint that stayed":       {"P5", "", func(r *Run) { delete(r.Rows[3].Marks, EndpointOut) }},
-		"an endpoint that went late":    {"P5", "", func(r *Run) { r.Rows[3].Marks[EndpointOut] = 3001 * time.Millisecond }},
-		"a connection that stayed":      {"P6", "", func(r *Run) { delete(r.Rows[3].Marks, Ends[2]) }},
-		"a connection that ended late":  {"P6", "", func(r *Run) { r.Rows[3].Marks[Ends[1]] = 6001 * time.Millisecond }},
-		"connections without a proof":   {"P6", "", func(r *Run) { delete(r.Rows[3].Marks, Proven) }},
-		"downtime":                      {"P7", "", func(r *Run) { r.Outages[0].Down = 1100 * time.Millisecond }},
-		"a restart":                     {"P7", "", func(r *Run) { r.Outages[0].Restarts = 1 }},
-		"a lost write":                  {"P7", "", func(r *Run) { r.Outages[0].Lost = 1 }},
-		"two writers":                   {"P7", "", func(r *Run) { r.Outages[0].Interleavings = 1 }},
-		"an endpoint gap":               {"P7", "", func(r *Run) { r.Outages[0].Gap = 1001 * time.Millisecond }},
-		"a miss in a short outage":      {"P7", "", func(r *Run) { r.Outages[0].Length, r.Outages[0].Restarts = time.Minute, 1 }},
-		"no B2":                         {"beside", "", func(r *Run) { r.Rows = slices.Delete(r.Rows, 31, 32) }},
-		"an agent's memory":             {"memory", "agent", func(r *Run) { r.Usages[0].RSS = 20<<10 + 1 }},
-		"an agent's processor":          {"CPU", "", func(r *Run) { r.Usages[0].RestCPU = 601 * time.Millisecond }},
-		"the memory of the one standby": {"memory", "manager", func(r *Run) { r.Usages[2].RSS = 200<<10 + 1 }},
+		"one of P1w":                      {"P1", "", func(r *Run) { r.Rows[3].Marks[Bound] = 12001 * time.Millisecond }},
+		"one of P1w that never came":      {"P1", "", func(r *Run) { r.Rows[3] = censored(Witnessed, 4, 3*time.Minute) }},
+		"one of P2w":                      {"P2", "", func(r *Run) { r.Rows[30].Marks[Bound] = 21001 * time.Millisecond }},
+		"P2w by a guard in more hurry":    {"P2", "", func(r *Run) { r.Rows[30].ConfirmAfter = 14 * time.Second }},
+		"an endpoint that stayed":         {"P5", "", func(r *Run) { delete(r.Rows[3].Marks, EndpointOut) }},
+		"an endpoint that went late":      {"P5", "", func(r *Run) { r.Rows[3].Marks[EndpointOut] = 3001 * time.Millisecond }},
+		"a connection that stayed":        {"P6", "", func(r *Run) { delete(r.Rows[3].Marks, Ends[2]) }},
+		"a connection that ended late":    {"P6", "", func(r *Run) { r.Rows[3].Marks[Ends[1]] = 6001 * time.Millisecond }},
+		"connections without a proof":     {"P6", "", func(r *Run) { delete(r.Rows[3].Marks, Proven) }},
+		"an endpoint of P2w that stayed":  {"P5", "", func(r *Run) { delete(r.Rows[30].Marks, EndpointOut) }},
+		"a connection of P2w that stayed": {"P6", "", func(r *Run) { delete(r.Rows[30].Marks, Ends[0]) }},
+		"downtime":                        {"P7", "", func(r *Run) { r.Outages[0].Down = 1100 * time.Millisecond }},
+		"a restart":                       {"P7", "", func(r *Run) { r.Outages[0].Restarts = 1 }},
+		"a lost write":                    {"P7", "", func(r *Run) { r.Outages[0].Lost = 1 }},
+		"two writers":                     {"P7", "", func(r *Run) { r.Outages[0].Interleavings = 1 }},
+		"an endpoint gap":                 {"P7", "", func(r *Run) { r.Outages[0].Gap = 1001 * time.Millisecond }},
+		"a miss in a short outage":        {"P7", "", func(r *Run) { r.Outages[0].Length, r.Outages[0].Restarts = time.Minute, 1 }},
+		"no B2":                           {"beside", "", func(r *Run) { r.Rows = slices.Delete(r.Rows, 31, 32) }},
+		"an agent's memory":               {"memory", "agent", func(r *Run) { r.Usages[0].RSS = 20<<10 + 1 }},
+		"an agent's processor":            {"CPU", "", func(r *Run) { r.Usages[0].RestCPU = 601 * time.Millisecond }},
+		"the memory of the one standby":   {"memory", "manager", func(r *Run) { r.Usages[2].RSS = 200<<10 + 1 }},
 	} {
 		r := good()
 		c.spoil(&r)
