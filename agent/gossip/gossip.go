@@ -30,12 +30,10 @@ import (
 
 // What docs/adr/0011-gossip.md chose, and why.
 const (
-	probeInterval  = 500 * time.Millisecond
-	probeTimeout   = 200 * time.Millisecond
+	probeInterval  = 400 * time.Millisecond
+	probeTimeout   = 150 * time.Millisecond
 	gossipInterval = 100 * time.Millisecond
-	suspicionMult  = 3
-	// suspicionMax is how many times longer a suspicion takes that no second host shares.
-	suspicionMax = 2
+	suspicionMult  = 2
 	// reclaimAfter is how long a host must be dead before its name can come from another address.
 	reclaimAfter = 30 * time.Second
 	tcpTimeout   = 2 * time.Second
@@ -175,7 +173,7 @@ func (m *Member) settings(transport memberlist.Transport, logger *log.Logger) *m
 	ears := ears{m}
 	c.Delegate, c.Events, c.Conflict, c.Ping = ears, ears, ears, ears
 	c.ProbeInterval, c.ProbeTimeout, c.GossipInterval = probeInterval, probeTimeout, gossipInterval
-	c.SuspicionMult, c.SuspicionMaxTimeoutMult = suspicionMult, suspicionMax
+	c.SuspicionMult = suspicionMult
 	c.DeadNodeReclaimTime, c.TCPTimeout = reclaimAfter, tcpTimeout
 	// What is said is short; compressing it costs more memory than the agent otherwise needs.
 	c.EnableCompression = false

@@ -57,8 +57,8 @@ var errKept = errors.New("the lease is not given back, since what was done under
 
 // newTerm is of the Lease in a namespace, as this replica.
 func newTerm(config *rest.Config, namespace string) (*term, error) {
-	config = rest.AddUserAgent(config, "leader-election")
-	config.Timeout = renewDeadline / 2 // one request that hangs must not cost the lease
+	config = rest.AddUserAgent(rest.CopyConfig(config), "leader-election") // it changes what it is given
+	config.Timeout = renewDeadline / 2                                     // one request that hangs must not cost the lease
 	leases, err := coordinationv1.NewForConfig(config)
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	clocktesting "k8s.io/utils/clock/testing"
 )
@@ -170,5 +171,16 @@ func TestTheTimingsKeepTheirPromises(t *testing.T) {
 	}
 	if attempt < stall+retryPeriod+requests || attempt > endAfter {
 		t.Errorf("client-go gives up after %s", attempt)
+	}
+}
+
+// The requests of the lease are given up soon; those of everything else, watches above all, are not.
+func TestTheLeaseHasAConfigurationOfItsOwn(t *testing.T) {
+	config := &rest.Config{Host: "https://127.0.0.1:6443", UserAgent: "manager"}
+	if _, err := newTerm(config, "holdfast-system"); err != nil {
+		t.Fatal(err)
+	}
+	if config.Timeout != 0 || config.UserAgent != "manager" {
+		t.Errorf("everybody's requests are given up after %s, and come from %q", config.Timeout, config.UserAgent)
 	}
 }

@@ -371,7 +371,10 @@ func (r *Reconciler) gatherAddresses(ctx context.Context, w *world) {
 				}
 			}
 			now, known := r.Resets.Of(ip)
-			a.Over, a.Ours = now.Over, known && now.Over == ""
+			if a.Begun { // an address that ended before was another incident's: the same pod gets the same one again
+				a.Over = now.Over
+			}
+			a.Ours = known && now.Over == ""
 			users, err := r.users(ctx, ip)
 			a.Unread = err != nil
 			for _, u := range users {

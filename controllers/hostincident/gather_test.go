@@ -247,3 +247,28 @@ func TestAddressesOfAPodAreThoseThatItHasForItself(t *testing.T) {
 		}
 	}
 }
+
+// nobody is a cluster without pods.
+type nobody struct{ client.Client }
+
+func (nobody) List(context.Context, client.ObjectList, ...client.ListOption) error { return nil }
+
+// A host that is lost again has pods with the same addresses again, and what became of these the last time is of the last time.
+func TestAnAddressIsLostAnew(t *testing.T) {
+	clock := sight.NewClock(clocktesting.NewFakeClock(time.Unix(1_700_000_000, 0)))
+	resets := sight.NewResets(sight.NewWitnesses(clock, func(string) {}), func(string) {})
+	resets.LetGo("a", "10.1.0.1", "its host is back")
+	r := &Reconciler{Clock: clock, Client: nobody{}, Resets: resets}
+	w := &world{pods: map[string]*corev1.Pod{}, incident: &v1alpha1.HostIncident{Status: v1alpha1.HostIncidentStatus{
+		Pods: []v1alpha1.IncidentPod{{UID: "u", Addresses: []string{"10.1.0.1"}, ReleasedAt: &metav1.Time{Time: clock.Now()}}}}}}
+	w.seen.Listed = true
+	r.gatherAddresses(t.Context(), w)
+	if a := w.seen.Addresses; len(a) != 1 || a[0].Over != "" || a[0].Begun || a[0].Ours || !a[0].Gone {
+		t.Errorf("of an incident that has begun nothing: %+v", a)
+	}
+	w.seen.Addresses, w.incident.Status.Resets = nil, []v1alpha1.ConnectionReset{{Address: "10.1.0.1"}}
+	r.gatherAddresses(t.Context(), w)
+	if a := w.seen.Addresses; len(a) != 1 || a[0].Over != "its host is back" || !a[0].Begun {
+		t.Errorf("of an incident that has: %+v", a)
+	}
+}

@@ -21,8 +21,8 @@ const (
 
 // How gossip goes, and how long the observer goes on expecting an answer of an agent that gave one.
 const (
-	gossipSuspects = time.Second
-	gossipGivesUp  = 3 * time.Second
+	gossipSuspects = 500 * time.Millisecond
+	gossipGivesUp  = 1500 * time.Millisecond
 	forgets        = 2 * time.Minute
 )
 

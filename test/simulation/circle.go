@@ -56,7 +56,7 @@ const (
 	// gathersWithin bounds the wait for all to know all, and for news to have gone round.
 	gathersWithin = 10 * time.Minute
 	// quiet is how many packets a host sends in a second while there is no news and none is lost; news is passed on for minutes after the last has heard it.
-	quiet = 5
+	quiet = 7
 )
 
 // gather starts so many agents at once, as a new DaemonSet does, and waits until each hears all. Files are in the directory.
