@@ -240,7 +240,7 @@ func TestQuestionsEndInTime(t *testing.T) {
 	r := newRig(t, func(s *Server) {
 		s.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			until, ok := ctx.Deadline()
-			if left := time.Until(until); !ok || left > wire.ProbeMillis*time.Millisecond {
+			if left := time.Until(until); !ok || left > wire.OpenMillis*time.Millisecond {
 				t.Errorf("a question may take %s", left)
 			}
 			return nil, context.DeadlineExceeded

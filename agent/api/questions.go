@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -134,15 +135,28 @@ func (s *Server) try(ctx context.Context, q wire.Question) wire.Answer {
 	case q.Agent == "" && s.isLost(q.Address):
 		answer.Outcome, err = wire.NotAsked, errors.New("connections to this address are being reset here: what answered would be this host")
 	case q.Agent != "":
-		answer.BootID, err = s.sight.Ping(ctx, q.Agent, q.Address)
+		soon, done := opening(ctx)
+		answer.BootID, err = s.sight.Ping(soon, q.Agent, q.Address)
+		done()
 		answer.Outcome = probe.Outcome(err)
 	default:
-		answer.Outcome, err = probe.Ask(ctx, s.Dial, q)
+		answer.Outcome, err = probe.Ask(ctx, s.open, q)
 	}
 	if err != nil {
 		answer.BootID, answer.Why = "", shorten(err.Error())
 	}
 	return answer
+}
+
+// open opens a connection, or gives up: whoever asks waits for the answers of hosts that are gone.
+func (s *Server) open(ctx context.Context, network, address string) (net.Conn, error) {
+	soon, done := opening(ctx)
+	defer done()
+	return s.Dial(soon, network, address)
+}
+
+func opening(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, wire.OpenMillis*time.Millisecond)
 }
 
 func (s *Server) isLost(address string) bool {

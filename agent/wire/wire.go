@@ -28,6 +28,9 @@ const (
 	Questions = 16
 	// ProbeMillis bounds all answers to a probe request together.
 	ProbeMillis = 2000
+	// OpenMillis is how long it waits for a kernel to accept a connection, and for another agent to answer. A kernel sends a SYN again after a second: who waits
+	// for less has asked once, and who waits for a little more has too.
+	OpenMillis = 750
 	// WaitMillis is how long a view may be awaited.
 	WaitMillis = 30000
 	// Addresses is how many addresses a reset request may name, and LoseMillis how long one may be lost at a time.

@@ -26,6 +26,7 @@ var planes = []variant{
 	{"the host hears its peers and they do not hear it", false, func(t *testing.T) { cutFromPeers(t, fault.Out, "Isolated") }},
 	{"the host's peers hear it and it does not hear them", false, func(t *testing.T) { cutFromPeers(t, fault.In, "Isolated") }},
 	{"the kubelet dies on a host that is cut off from its peers", false, kubeletDiesCutOff},
+	{"the leader is cut off from its peers and another host loses its power", false, leaderInTheMinority},
 	{"the API stops for ten minutes", false, apiStops},
 	{"the API stops for ten minutes and the host loses its power meanwhile", false, lostWhileAPIStops},
 	{"the gossip's key is turned over and the host loses its power meanwhile", false, lostWhileKeyTurns},
@@ -139,6 +140,42 @@ func kubeletDiesCutOff(t *testing.T) {
 	s.judged()
 }
 
+// leaderInTheMinority: the leader reaches the API and nobody else, so that every host and agent is silent to it. It steps down, and the next one finds out who is
+// lost. Its own host is left alone.
+func leaderInTheMinority(t *testing.T) {
+	s := play(t, free)
+	s.witnessed()
+	leader, err := s.Leader(s.soon())
+	s.must(err)
+	minority, err := s.Lab.Host(leader.Spec.NodeName)
+	s.must(err)
+	s.begin()
+	s.must(minority.Cut(s.ctx, fault.Peers, fault.Both))
+	s.must(s.host.PowerOff(s.ctx))
+	_, err = s.AwaitLeader(s.within(3*time.Minute), leader.Name) // it may have led for less than the two minutes that it has to
+	s.must(err)
+	s.mark("leader")
+	s.migrated(1)
+	s.othersUnfenced()
+	s.must(minority.Heal(s.ctx, fault.Peers, fault.Both))
+	s.returned()
+}
+
+// othersUnfenced: no device of another host was commanded.
+func (s *scene) othersUnfenced() {
+	s.Helper()
+	for _, h := range s.Lab.Hosts() {
+		if h.Name() == s.host.Name() {
+			continue
+		}
+		calls, err := s.Calls(h.Name(), s.since)
+		s.must(err)
+		if offs := stage.Offs(calls); len(offs) > 0 {
+			s.Errorf("%s lives, and was commanded off: %+v", h.Name(), offs)
+		}
+	}
+}
+
 // tenMinutes is how long the control plane is away (goal R8).
 func tenMinutes() time.Duration { return pick(time.Minute, 10*time.Minute) }
 
@@ -184,16 +221,7 @@ func lostWhileAPIStops(t *testing.T) {
 	s.passes(tenMinutes() / 2)
 	s.must(s.Lab.StartAPI(s.ctx, 0))
 	s.migrated(1)
-	for _, h := range s.Lab.Hosts() {
-		if h.Name() == s.host.Name() {
-			continue
-		}
-		calls, err := s.Calls(h.Name(), s.since)
-		s.must(err)
-		if offs := stage.Offs(calls); len(offs) > 0 {
-			t.Errorf("%s lives, and was commanded off: %+v", h.Name(), offs)
-		}
-	}
+	s.othersUnfenced()
 	s.returned()
 }
 
