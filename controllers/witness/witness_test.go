@@ -287,7 +287,7 @@ func TestThePodsAreAsSmallAsTheyCanBe(t *testing.T) {
 		}
 	}
 	c := template.Spec.Containers[0]
-	if sc := c.SecurityContext; sc.Privileged != nil || *sc.AllowPrivilegeEscalation || !*sc.ReadOnlyRootFilesystem || len(sc.Capabilities.Add) > 0 ||
+	if sc := c.SecurityContext; sc.Privileged != nil || *sc.AllowPrivilegeEscalation || !*sc.ReadOnlyRootFilesystem || !slices.Equal(sc.Capabilities.Add, []corev1.Capability{"NET_ADMIN", "NET_RAW"}) ||
 		!slices.Equal(sc.Capabilities.Drop, []corev1.Capability{"ALL"}) {
 		t.Errorf("its security context is %+v", c.SecurityContext)
 	}
