@@ -29,6 +29,8 @@ const (
 	// a new leader hears it in time.
 	soon = time.Minute
 	slow = 5 * time.Second
+	// between is the least time between two touches.
+	between = 3 * time.Second
 	// atFirst and atMost are the pauses after a first write that failed.
 	atFirst = time.Second
 	atMost  = time.Minute
@@ -39,6 +41,8 @@ type Word struct {
 	BootID string
 	At     time.Time
 	Every  time.Duration
+	// Touched is when the Lease was written without a word that is new; zero if it was not.
+	Touched time.Time
 }
 
 // Config of a lease.
@@ -48,6 +52,8 @@ type Config struct {
 	Standing func() gossip.Standing
 	// Write puts a word into the API. An error says that it may not be there.
 	Write func(context.Context, Word) error
+	// Touch has the Lease written though the agent is not cut off: whoever reads it learns that the API takes what this host writes, and no more than that.
+	Touch <-chan struct{}
 	Clock clock.WithTicker
 	Log   logr.Logger
 
@@ -61,6 +67,8 @@ type keeper struct {
 	// alone is since when the agent is cut off, and zero while it is not; wrote is when the latest word was begun that was taken, tried the latest of all.
 	alone, wrote, tried time.Time
 	failed              bool
+	// said is the latest word that was taken.
+	said Word
 }
 
 // Keep writes once, so that it is known that this boot's agent can, and then whenever the agent is cut off, until ctx ends.
@@ -78,6 +86,8 @@ func Keep(ctx context.Context, c Config) {
 			if c.looked != nil {
 				c.looked()
 			}
+		case <-c.Touch:
+			k.touch(ctx)
 		case <-ctx.Done():
 			return
 		}
@@ -87,7 +97,7 @@ func Keep(ctx context.Context, c Config) {
 // introduce writes the first word, and reports whether it was taken before ctx ended.
 func (k *keeper) introduce(ctx context.Context) bool {
 	for pause := atFirst; ; pause = min(2*pause, atMost) {
-		if k.write(ctx, k.Clock.Now(), Every(k.Standing())) {
+		if k.write(ctx, Word{At: k.Clock.Now(), Every: Every(k.Standing())}) {
 			return true
 		}
 		again := k.Clock.NewTimer(pause)
@@ -122,20 +132,28 @@ func (k *keeper) look(ctx context.Context) {
 			return
 		}
 	}
-	k.write(ctx, now, every)
+	k.write(ctx, Word{At: now, Every: every})
 }
 
-func (k *keeper) write(ctx context.Context, now time.Time, every time.Duration) bool {
+// touch writes the last word again, with another date beside it. An agent that calls writes anyway.
+func (k *keeper) touch(ctx context.Context) {
+	if now := k.Clock.Now(); k.alone.IsZero() && now.Sub(k.tried) >= between {
+		k.write(ctx, Word{At: k.said.At, Every: k.said.Every, Touched: now})
+	}
+}
+
+func (k *keeper) write(ctx context.Context, w Word) bool {
 	call, done := context.WithTimeout(ctx, patience)
 	defer done()
-	k.tried = now
-	err := k.Write(call, Word{BootID: k.BootID, At: now, Every: every})
+	w.BootID = k.BootID
+	k.tried = k.Clock.Now()
+	err := k.Write(call, w)
 	if err != nil && ctx.Err() == nil && !k.failed {
 		k.Log.Error(err, "The agent's own Lease cannot be written; its word is missed only where it is cut off from all others")
 	}
 	k.failed = err != nil
 	if !k.failed {
-		k.wrote = now
+		k.wrote, k.said = w.At, w
 	}
 	return !k.failed
 }

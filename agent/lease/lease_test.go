@@ -23,7 +23,7 @@ type scene struct {
 	clock *clocktesting.FakeClock
 	began time.Time
 	// looked has one entry for each look, wrote one for each attempt to write.
-	looked, wrote chan struct{}
+	looked, wrote, touch chan struct{}
 
 	mu       sync.Mutex
 	standing func(now time.Time) gossip.Standing
@@ -61,11 +61,11 @@ func unheard(since time.Time, others int) func(time.Time) gossip.Standing {
 func begin(t *testing.T, fails bool) *scene {
 	t.Helper()
 	began := time.Unix(1_700_000_000, 0)
-	s := &scene{t: t, clock: clocktesting.NewFakeClock(began), began: began, looked: make(chan struct{}), wrote: make(chan struct{}, 1000), standing: well(2), fails: fails}
+	s := &scene{t: t, clock: clocktesting.NewFakeClock(began), began: began, looked: make(chan struct{}), wrote: make(chan struct{}, 1000), touch: make(chan struct{}), standing: well(2), fails: fails}
 	ctx, stop := context.WithCancel(context.Background())
 	var ran sync.WaitGroup
 	ran.Go(func() {
-		Keep(ctx, Config{BootID: "b1", Clock: s.clock, Log: logr.Discard(), Write: s.write,
+		Keep(ctx, Config{BootID: "b1", Clock: s.clock, Log: logr.Discard(), Write: s.write, Touch: s.touch,
 			Standing: func() gossip.Standing {
 				s.mu.Lock()
 				defer s.mu.Unlock()
@@ -184,6 +184,38 @@ func TestAWordThatIsNotTakenIsSaidAgain(t *testing.T) {
 	s.pass(hurry)
 	if at, _ := s.said(); len(at) != 1 {
 		t.Errorf("taken at %v", at)
+	}
+}
+
+// A touch says nothing new of the host: whoever takes it for a call would hold a host for alive that has died since.
+func TestATouchIsNoWord(t *testing.T) {
+	s := begin(t, false)
+	s.pass(10 * time.Second)
+	for range 3 { // one after the other; the keeper takes the next when it is done with the last
+		s.touch <- struct{}{}
+	}
+	<-s.wrote
+	s.pass(4 * time.Second)
+	s.touch <- struct{}{}
+	<-s.wrote
+	s.mu.Lock()
+	words := slices.Clone(s.words)
+	s.mu.Unlock()
+	if len(words) != 3 {
+		t.Fatalf("four touches, three of them at once, wrote %d times", len(words)-1)
+	}
+	for i, w := range words[1:] {
+		if want := s.began.Add(10*time.Second + time.Duration(i)*4*time.Second); w.BootID != "b1" || !w.At.Equal(words[0].At) || w.Every != words[0].Every || !w.Touched.Equal(want) {
+			t.Errorf("touched at %s: %+v", want, w)
+		}
+	}
+	cut := s.clock.Now()
+	s.set(unheard(cut, 2), false)
+	s.pass(1500 * time.Millisecond)
+	s.touch <- struct{}{}
+	s.pass(look)
+	if at, _ := s.said(); at[len(at)-1] != cut.Sub(s.began)+1250*time.Millisecond || len(at) != 3 {
+		t.Errorf("an agent that calls is touched: %v", at)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"k8s.io/utils/clock"
 
+	"github.com/holdfast-dev/holdfast/agent/gossip"
 	"github.com/holdfast-dev/holdfast/agent/lease"
 )
 
@@ -40,6 +41,7 @@ type applied struct {
 		Holder   string `json:"holderIdentity"`
 		Duration int    `json:"leaseDurationSeconds"`
 		Renewed  string `json:"renewTime"`
+		Acquired string `json:"acquireTime,omitempty"`
 	} `json:"spec"`
 }
 
@@ -56,6 +58,9 @@ func (l leases) Write(ctx context.Context, w lease.Word) error {
 	wanted.Metadata.Name, wanted.Metadata.Namespace = l.node, l.namespace
 	wanted.Spec.Holder, wanted.Spec.Renewed = w.BootID, w.At.UTC().Format(microTime)
 	wanted.Spec.Duration = int((w.Every + time.Second - 1) / time.Second)
+	if !w.Touched.IsZero() {
+		wanted.Spec.Acquired = w.Touched.UTC().Format(microTime)
+	}
 	body, err := json.Marshal(wanted)
 	if err != nil {
 		return err
@@ -88,5 +93,23 @@ func (a *agent) speak(ctx context.Context) {
 	if a.self.leases == nil {
 		return
 	}
-	lease.Keep(ctx, lease.Config{BootID: a.boot, Standing: a.member.Standing, Write: a.self.leases.Write, Clock: clock.RealClock{}, Log: a.log.WithName("lease")})
+	lease.Keep(ctx, lease.Config{BootID: a.boot, Touch: a.missed, Standing: a.member.Standing, Write: a.self.leases.Write, Clock: clock.RealClock{}, Log: a.log.WithName("lease")})
+}
+
+// looking is a member of the gossip that tells when the manager had it look for another in vain.
+type looking struct {
+	*gossip.Member
+	missed chan<- struct{}
+}
+
+// Ping implements api.Sight.
+func (l looking) Ping(ctx context.Context, node, address string) (bootID string, err error) {
+	bootID, err = l.Member.Ping(ctx, node, address)
+	if err != nil {
+		select {
+		case l.missed <- struct{}{}:
+		default: // it is told already
+		}
+	}
+	return bootID, err
 }

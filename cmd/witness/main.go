@@ -165,7 +165,7 @@ func run(o options) error {
 	if err != nil {
 		return errors.Join(err, member.Close())
 	}
-	agent := &agent{options: o, boot: local.Facts().BootID, self: self, hands: hands, member: member, log: log}
+	agent := &agent{options: o, missed: make(chan struct{}, 1), boot: local.Facts().BootID, self: self, hands: hands, member: member, log: log}
 	tasks, life := errgroup.WithContext(life)
 	tasks.Go(func() error { local.Run(life); return nil })
 	tasks.Go(func() error { return agent.answer(life) })
@@ -196,7 +196,9 @@ func asking(leash *watchdog.Leash) func() (answered func()) {
 // agent is what answers; gossip and facts go on without it.
 type agent struct {
 	options
-	boot    string
+	boot string
+	// missed is told that the manager had a host looked for that did not answer.
+	missed  chan struct{}
 	self    self
 	hands   api.Hands
 	member  *gossip.Member
@@ -217,7 +219,7 @@ func (a *agent) answer(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("--port: %w", err)
 	}
-	served := api.New(a.member, who, a.log.WithName("api"))
+	served := api.New(looking{a.member, a.missed}, who, a.log.WithName("api"))
 	served.Equip(a.hands)
 	a.answers.Store(true)
 	tasks, life := errgroup.WithContext(ctx)

@@ -85,8 +85,8 @@ func (r *Reconciler) gatherBut(ctx context.Context, host string, how depth, atte
 	r.gatherAddresses(ctx, w)
 	r.gatherPolicy(ctx, w, from)
 	w.seen.Port = r.Board.Port(host)
-	r.gatherCluster(ctx, w)
 	r.gatherAgentLease(ctx, w, how)
+	r.gatherCluster(ctx, w)
 	if how == live && w.incident != nil {
 		r.gatherAttestations(ctx, w)
 		r.gatherPower(ctx, w) // last, so that a reading of Off is later than every reading of the Node (invariant I3)
@@ -214,7 +214,8 @@ func (r *Reconciler) gatherLease(ctx context.Context, w *world, from client.Read
 	w.seen.Lease = r.Leases.Lease(w.seen.Host.Node, read, read && missing)
 }
 
-// gatherAgentLease reads the Lease of the host's own agent. Its age counts from when it was seen to come; that there is no later one, only a live read tells.
+// gatherAgentLease reads the Leases of all agents: that of the host's own says whether the host calls, and those of the others that the API takes what is written.
+// Ages count from when a word was seen to come; that there is no later one, only a live read tells.
 func (r *Reconciler) gatherAgentLease(ctx context.Context, w *world, how depth) {
 	if !r.Witnesses.On() {
 		return
@@ -222,14 +223,13 @@ func (r *Reconciler) gatherAgentLease(ctx context.Context, w *world, how depth) 
 	asked := r.Clock.Instant()
 	read, missing := false, false
 	if how == live {
-		var lease coordinationv1.Lease
-		answered, err := r.read(ctx, func(c context.Context) error {
-			return r.Live.Get(c, types.NamespacedName{Namespace: wire.Namespace, Name: w.seen.Host.Node}, &lease)
-		})
-		missing = answered && apierrors.IsNotFound(err)
-		read = err == nil || missing
-		if err == nil {
-			r.Leases.SeeAgent(&lease, asked, true)
+		var list coordinationv1.LeaseList
+		_, err := r.read(ctx, func(c context.Context) error { return r.Live.List(c, &list, client.InNamespace(wire.Namespace)) })
+		read = err == nil
+		missing = read
+		for i := range list.Items {
+			r.Leases.SeeAgent(&list.Items[i], asked, true)
+			missing = missing && list.Items[i].Name != w.seen.Host.Node
 		}
 	}
 	w.seen.AgentLease = r.Leases.Agent(w.seen.Host.Node, read, missing, asked)

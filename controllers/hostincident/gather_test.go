@@ -167,16 +167,12 @@ type leaseReader struct {
 	asked int
 }
 
-func (r *leaseReader) Get(_ context.Context, key client.ObjectKey, into client.Object, _ ...client.GetOption) error {
+func (r *leaseReader) List(_ context.Context, into client.ObjectList, _ ...client.ListOption) error {
 	r.asked++
-	if r.err != nil {
-		return r.err
+	if r.err == nil {
+		into.(*coordinationv1.LeaseList).Items = []coordinationv1.Lease{*r.lease}
 	}
-	if key != client.ObjectKeyFromObject(r.lease) {
-		return apierrors.NewNotFound(coordinationv1.Resource("leases"), key.Name)
-	}
-	r.lease.DeepCopyInto(into.(*coordinationv1.Lease))
-	return nil
+	return r.err
 }
 
 // That an agent is silent is known from the API server and not from a cache, which may lag by any time.

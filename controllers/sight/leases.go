@@ -4,6 +4,7 @@
 package sight
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -31,6 +32,8 @@ type word struct {
 	motion
 	boot  string
 	every time.Duration
+	// written moves with every write of the Lease, also with one that says nothing new.
+	written motion
 }
 
 // motion is one value that moves.
@@ -105,6 +108,9 @@ func (l *Leases) SeeAgent(lease *coordinationv1.Lease, asked evidence.Instant, l
 	if !ok {
 		w = &word{}
 		l.agent[lease.Name] = w
+	}
+	if version := fmt.Sprintf("%020s", lease.ResourceVersion); !w.written.stale(version, asked, live) {
+		w.written.observe(version, asked, live)
 	}
 	said := boot(*lease.Spec.HolderIdentity)
 	value := lease.Spec.RenewTime.UTC().Format(renewFormat) + "|" + said
@@ -197,7 +203,8 @@ func (l *Leases) Spoke(host string) (bool, evidence.Instant) {
 	return false, 0
 }
 
-// Late counts hosts, of those named, whose lease is late by the measure given, and finds the latest renewal by a host that is not excepted.
+// Late counts hosts, of those named, whose lease is late by the measure given, and finds when a host that is not excepted last wrote through the API: when its
+// kubelet renewed its lease, or its agent wrote its own.
 func (l *Leases) Late(hosts []string, late func(evidence.Lease) bool, except ...string) (count int, other bool, notBefore evidence.Instant) {
 	for _, h := range hosts {
 		lease := l.Lease(h, true, false)
@@ -208,6 +215,15 @@ func (l *Leases) Late(hosts []string, late func(evidence.Lease) bool, except ...
 		if !slices.Contains(except, h) && lease.Moved && (!other || lease.NotBefore > notBefore) {
 			other, notBefore = true, lease.NotBefore
 		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, h := range hosts {
+		w := l.agent[h]
+		if w == nil || slices.Contains(except, h) || !w.written.moved || (other && w.written.notBefore <= notBefore) {
+			continue
+		}
+		other, notBefore = true, w.written.notBefore
 	}
 	return count, other, notBefore
 }

@@ -311,3 +311,53 @@ func TestALeaseThatSaysNothingIsNoWord(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// written is the Lease of the agent of a host in so manieth a version, with the word that it has had from the first.
+func written(host, version string) *coordinationv1.Lease {
+	lease := said("b1", 0)
+	lease.Name, lease.ResourceVersion = host, version
+	return lease
+}
+
+func TestWhatAnAgentWritesShowsThatTheAPITakesIt(t *testing.T) {
+	source, clock := stepped()
+	leases := NewLeases(clock)
+	hosts := []string{"a", "own", "c"}
+	never := func(evidence.Lease) bool { return false }
+	other := func() (bool, evidence.Instant) {
+		_, other, notBefore := leases.Late(hosts, never, "a", "own")
+		return other, notBefore
+	}
+	for _, h := range hosts {
+		leases.SeeAgent(written(h, "99"), clock.Instant(), true)
+	}
+	source.Step(5 * time.Second)
+	if some, _ := other(); some {
+		t.Error("a Lease that was there from the first shows something")
+	}
+	leases.SeeAgent(written("a", "100"), clock.Instant(), true)
+	leases.SeeAgent(written("own", "101"), clock.Instant(), true)
+	if some, _ := other(); some {
+		t.Error("the agent of the host in question, or of our own, shows something")
+	}
+	leases.SeeAgent(written("c", "99"), clock.Instant(), true)
+	source.Step(5 * time.Second)
+	leases.SeeAgent(written("c", "102"), clock.Instant(), false)
+	if some, since := other(); !some || since != at(5) {
+		t.Errorf("what another host's agent wrote: %v, not before %v", some, since)
+	}
+	leases.SeeAgent(written("c", "99"), clock.Instant(), false)
+	if some, since := other(); !some || since != at(5) {
+		t.Errorf("a cache that goes backwards: %v, not before %v", some, since)
+	}
+	if got := leases.Agent("c", true, false, at(10)); got.Moved || got.Age != 10*time.Second {
+		t.Errorf("it is taken for a word: %+v", got)
+	}
+	source.Step(time.Second)
+	leases.SeeLease(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "c"}, Spec: renewed(0).Spec}, clock.Instant(), true)
+	source.Step(time.Second)
+	leases.SeeLease(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "c"}, Spec: renewed(time.Second).Spec}, clock.Instant(), true)
+	if _, since := other(); since != at(11) {
+		t.Errorf("a later renewal of its kubelet: not before %v", since)
+	}
+}

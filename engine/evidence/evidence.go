@@ -437,8 +437,8 @@ type Cluster struct {
 	StaleHosts int
 	// APISilent is how long the observer has had no answer to a live read.
 	APISilent time.Duration
-	// HasOther is true when the observer has seen a host renew its lease that is neither the host in question nor the observer's own,
-	// and OtherNotBefore is then the last instant at which the latest such renewal had not yet happened.
+	// HasOther is true when the observer has seen a host write through the API that is neither the host in question nor the observer's own: its kubelet renewed
+	// its lease, or its agent wrote its own. OtherNotBefore is then the last instant at which the latest such write had not yet happened.
 	HasOther       bool
 	OtherNotBefore Instant
 	// Observing is how long the observer has been looking with eyes that it trusts: since its start, or since the last look that found its view

@@ -17,6 +17,8 @@ const (
 	agentEvery = time.Second
 	agentSoon  = time.Minute
 	agentSlow  = 5 * time.Second
+	// agentBetween is how often one touches its Lease while it looks for another host in vain.
+	agentBetween = 3 * time.Second
 )
 
 // How gossip goes, and how long the observer goes on expecting an answer of an agent that gave one.
@@ -91,6 +93,16 @@ func (w *World) call() {
 	if h.word.boot != h.boot || (alone && w.now-h.word.at >= every) {
 		h.word = word{boot: h.boot, at: w.now, every: every, count: h.word.count + 1}
 	}
+}
+
+// touch has the agents that answer the observer write their own Leases while they are asked to look for the host in vain.
+func (w *World) touch() {
+	asked := slices.ContainsFunc(w.witnesses, func(x *witness) bool { return !x.mute && !x.dead })
+	if !asked || w.gossiped == 0 || w.now-w.gossiped < gossipSuspects || w.cluster.othersSilent || w.cluster.apiSilent || w.now-w.touched < agentBetween {
+		return
+	}
+	w.touched = w.now
+	w.cluster.othersCount++
 }
 
 // agentLease is the Lease of the host's own agent as the observer knows it.

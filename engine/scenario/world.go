@@ -46,6 +46,8 @@ type World struct {
 	// witnesses are the agents on other hosts, and gossiped is when any of them last heard the host's own.
 	witnesses []*witness
 	gossiped  time.Duration
+	// touched is when any of them last wrote its own Lease because of that.
+	touched time.Duration
 
 	journal    evidence.Journal
 	incident   evidence.Host // that the open incident names
@@ -269,6 +271,7 @@ func (w *World) happen() {
 	}
 	w.gossip()
 	w.call()
+	w.touch()
 	if !w.cluster.othersSilent && w.now-w.cluster.othersAt >= renewEvery {
 		w.cluster.othersAt = w.now
 		w.cluster.othersCount++
