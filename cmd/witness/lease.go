@@ -8,11 +8,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
-	"os"
-	"strings"
 	"time"
 
 	"k8s.io/utils/clock"
@@ -23,10 +20,9 @@ import (
 
 // leases are where the agent keeps its Lease: one server-side apply makes it or renews it, and reads nothing.
 type leases struct {
-	// url is the API server's, and node the name of the Lease.
-	url, namespace, node string
-	client               *http.Client
-	token                string
+	apiServer
+	// node is the name of the Lease.
+	namespace, node string
 }
 
 // applied is the Lease as it is sent: client-go's own types would be a tenth of the agent's memory.
@@ -50,10 +46,6 @@ const microTime = "2006-01-02T15:04:05.000000Z07:00"
 
 // Write implements lease.Config.
 func (l leases) Write(ctx context.Context, w lease.Word) error {
-	token, err := os.ReadFile(l.token)
-	if err != nil {
-		return fmt.Errorf("read the token of this pod: %w", err)
-	}
 	wanted := applied{APIVersion: "coordination.k8s.io/v1", Kind: "Lease"}
 	wanted.Metadata.Name, wanted.Metadata.Namespace = l.node, l.namespace
 	wanted.Spec.Holder, wanted.Spec.Renewed = w.BootID, w.At.UTC().Format(microTime)
@@ -65,25 +57,13 @@ func (l leases) Write(ctx context.Context, w lease.Word) error {
 	if err != nil {
 		return err
 	}
-	where := fmt.Sprintf("%s/apis/coordination.k8s.io/v1/namespaces/%s/leases/%s?fieldManager=holdfast-witness&force=true", l.url, url.PathEscape(l.namespace), url.PathEscape(l.node))
-	request, err := http.NewRequestWithContext(ctx, http.MethodPatch, where, bytes.NewReader(body))
+	path := fmt.Sprintf("/apis/coordination.k8s.io/v1/namespaces/%s/leases/%s?fieldManager=holdfast-witness&force=true", url.PathEscape(l.namespace), url.PathEscape(l.node))
+	code, text, err := l.send(ctx, http.MethodPatch, path, "application/apply-patch+yaml", bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
-	request.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
-	request.Header.Set("Content-Type", "application/apply-patch+yaml")
-	request.Header.Set("Accept", "application/json")
-	response, err := l.client.Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(response.Body, answerBytes))
-	if err != nil {
-		return err
-	}
-	if response.StatusCode/100 != 2 {
-		return fmt.Errorf("the API server answers %s: %.200q", response.Status, text)
+	if code/100 != 2 {
+		return fmt.Errorf("the API server answers %d %s: %.200q", code, http.StatusText(code), text)
 	}
 	return nil
 }

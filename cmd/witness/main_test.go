@@ -85,7 +85,7 @@ func TestTheAgentAsksForItsCertificate(t *testing.T) {
 	server := httptest.NewServer(desk)
 	defer server.Close()
 	dir := t.TempDir()
-	requests := requests{url: server.URL, client: server.Client(), token: filepath.Join(dir, "token")}
+	requests := requests{apiServer{url: server.URL, client: server.Client(), token: filepath.Join(dir, "token")}}
 	must(t, os.WriteFile(requests.token, []byte("token-of-the-pod\n"), 0o600))
 	file, ca := filepath.Join(dir, "agent.pem"), filepath.Join(dir, "ca.crt")
 	text, _, err := a.PEM()
@@ -138,7 +138,7 @@ func TestWhatTheAPIServerSaysOfARequest(t *testing.T) {
 			defer server.Close()
 			token := filepath.Join(t.TempDir(), "token")
 			must(t, os.WriteFile(token, []byte("x"), 0o600))
-			got, err := (requests{url: server.URL, client: server.Client(), token: token}).Get(t.Context(), "a")
+			got, err := (requests{apiServer{url: server.URL, client: server.Client(), token: token}}).Get(t.Context(), "a")
 			if got.Refused != c.refused || (err == nil) != (c.failed == "") || err != nil && !strings.Contains(err.Error(), c.failed) || errors.Is(err, credential.ErrLost) != c.lost {
 				t.Errorf("%+v, %v", got, err)
 			}

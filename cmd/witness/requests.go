@@ -25,13 +25,38 @@ const (
 	answerBytes = 1 << 20
 )
 
-// requests are the certificate requests of an API server. It implements credential.Requests.
-type requests struct {
+// apiServer is asked with the token of the agent's pod.
+type apiServer struct {
 	url    string
 	client *http.Client
 	// token is a file, which the kubelet replaces from time to time.
 	token string
 }
+
+// send makes one request and reads its answer, whatever that is.
+func (s apiServer) send(ctx context.Context, method, path, kind string, body io.Reader) (code int, text []byte, err error) {
+	token, err := os.ReadFile(s.token)
+	if err != nil {
+		return 0, nil, fmt.Errorf("read the token of this pod: %w", err)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, s.url+path, body)
+	if err != nil {
+		return 0, nil, err
+	}
+	request.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+	request.Header.Set("Content-Type", kind)
+	request.Header.Set("Accept", "application/json")
+	response, err := s.client.Do(request)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer response.Body.Close()
+	text, err = io.ReadAll(io.LimitReader(response.Body, answerBytes))
+	return response.StatusCode, text, err
+}
+
+// requests are the certificate requests of an API server. It implements credential.Requests.
+type requests struct{ apiServer }
 
 // signingRequest is what an agent says and reads of a certificates.k8s.io/v1 CertificateSigningRequest.
 type signingRequest struct {
@@ -89,32 +114,16 @@ func (r requests) Get(ctx context.Context, name string) (credential.Answer, erro
 }
 
 func (r requests) ask(ctx context.Context, method, name string, body io.Reader) (seen signingRequest, err error) {
-	token, err := os.ReadFile(r.token)
-	if err != nil {
-		return seen, fmt.Errorf("read the token of this pod: %w", err)
-	}
-	url := r.url + requestsPath
+	path := requestsPath
 	if name != "" {
-		url += "/" + name
+		path += "/" + name
 	}
-	request, err := http.NewRequestWithContext(ctx, method, url, body)
+	code, text, err := r.send(ctx, method, path, "application/json", body)
 	if err != nil {
 		return seen, err
 	}
-	request.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
-	request.Header.Set("Content-Type", "application/json")
-	request.Header.Set("Accept", "application/json")
-	response, err := r.client.Do(request)
-	if err != nil {
-		return seen, err
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(response.Body, answerBytes))
-	if err != nil {
-		return seen, err
-	}
-	if response.StatusCode/100 != 2 {
-		return seen, refusal(response.StatusCode, text)
+	if code/100 != 2 {
+		return seen, refusal(code, text)
 	}
 	if err := json.Unmarshal(text, &seen); err != nil {
 		return seen, fmt.Errorf("read what the API server answers: %w", err)

@@ -54,7 +54,7 @@ func (o *options) self(log logr.Logger) (self, error) {
 	}
 	file := filepath.Join(o.identity, "agent.pem")
 	return self{leases: o.lease(url, server), files: identity.Files{Certificate: file, Key: file, Authorities: o.authority}, asked: credential.New(credential.Config{
-		Node: o.node, File: file, Requests: requests{url: url, token: o.token, client: &http.Client{Timeout: askFor, Transport: &http.Transport{TLSClientConfig: server}}},
+		Node: o.node, File: file, Requests: requests{apiServer{url: url, token: o.token, client: &http.Client{Timeout: askFor, Transport: &http.Transport{TLSClientConfig: server}}}},
 		Clock: clock.RealClock{}, Log: log.WithName("credential")})}, nil
 }
 
@@ -91,6 +91,6 @@ func (o *options) lease(url string, server *tls.Config) *leases {
 	if o.leases == "" {
 		return nil
 	}
-	return &leases{url: url, namespace: o.leases, node: o.node, token: o.token,
-		client: &http.Client{Transport: &http.Transport{TLSClientConfig: server, IdleConnTimeout: spare}}}
+	return &leases{namespace: o.leases, node: o.node,
+		apiServer: apiServer{url: url, token: o.token, client: &http.Client{Transport: &http.Transport{TLSClientConfig: server, IdleConnTimeout: spare}}}}
 }

@@ -6,7 +6,6 @@ package sight
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -325,15 +324,12 @@ func (r *Resets) note(o order, answer wire.ResetAnswer, err error) (lives bool) 
 
 // Reset has the agent of a host end connections to lost addresses, or let addresses go. An error that is wire.ErrNothingDone says that it did nothing.
 func (w *Witnesses) Reset(ctx context.Context, host string, request wire.ResetRequest) (wire.ResetAnswer, error) {
-	w.mu.Lock()
-	h, port, on := w.hosts[host], w.port, w.on
-	w.mu.Unlock()
-	if !on || h.Address == "" {
-		return wire.ResetAnswer{}, fmt.Errorf("%w: no agent is known on %s", wire.ErrNothingDone, host)
+	agent, where, err := w.agentOf(host)
+	if err != nil {
+		return wire.ResetAnswer{}, err
 	}
-	agent := w.Reach(host)
 	defer agent.Close()
-	return agent.Reset(ctx, address(h, port), request)
+	return agent.Reset(ctx, where, request)
 }
 
 // reachable are the hosts but one whose agents can be asked, by name.

@@ -375,13 +375,21 @@ func (w *Witnesses) Restart(ctx context.Context, host string, request wire.Resta
 	if w == nil {
 		return wire.RestartAnswer{}, fmt.Errorf("%w: there are no agents", wire.ErrNothingDone)
 	}
+	agent, where, err := w.agentOf(host)
+	if err != nil {
+		return wire.RestartAnswer{}, err
+	}
+	defer agent.Close()
+	return agent.Restart(ctx, where, request)
+}
+
+// agentOf is who asks the agent of a host, to be closed, and where that listens. Where none is known, the error is wire.ErrNothingDone.
+func (w *Witnesses) agentOf(host string) (agent Agent, where string, err error) {
 	w.mu.Lock()
 	h, port, on := w.hosts[host], w.port, w.on
 	w.mu.Unlock()
 	if !on || h.Address == "" {
-		return wire.RestartAnswer{}, fmt.Errorf("%w: no agent is known on %s", wire.ErrNothingDone, host)
+		return nil, "", fmt.Errorf("%w: no agent is known on %s", wire.ErrNothingDone, host)
 	}
-	agent := w.Reach(host)
-	defer agent.Close()
-	return agent.Restart(ctx, address(h, port), request)
+	return w.Reach(host), address(h, port), nil
 }

@@ -54,12 +54,7 @@ func allCut(t *testing.T, plane fault.Plane) {
 	for _, h := range s.Lab.Hosts() {
 		s.must(h.Heal(s.ctx, plane, fault.Both))
 	}
-	for _, h := range s.Lab.Hosts() {
-		_, err := s.AwaitNode(s.soon(), h.Name(), "Ready and without taints", func(n *corev1.Node) bool {
-			return stage.NodeReady(n) && len(n.Spec.Taints) == 0
-		})
-		s.must(err)
-	}
+	s.hostsWell()
 	s.allClosed()
 	for _, p := range s.guarded() {
 		_, err := p.AwaitPod(s.soon(), p.Name+" to be Ready", stage.PodReady)

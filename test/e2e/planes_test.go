@@ -189,12 +189,7 @@ func apiStops(t *testing.T) {
 	s.passes(tenMinutes())
 	s.mark("held")
 	s.must(s.Lab.StartAPI(s.ctx, 0))
-	for _, h := range s.Lab.Hosts() {
-		_, err := s.AwaitNode(s.soon(), h.Name(), "Ready and without taints", func(n *corev1.Node) bool {
-			return stage.NodeReady(n) && len(n.Spec.Taints) == 0
-		})
-		s.must(err)
-	}
+	s.hostsWell()
 	s.passes(pick(20*time.Second, 90*time.Second)) // what Kubernetes or Holdfast would do late
 	for _, p := range s.guarded() {
 		s.must(inside[p.Name].AwaitServed(s.soon()))

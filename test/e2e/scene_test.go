@@ -202,15 +202,21 @@ func (s *scene) mark(column string) {
 // well waits until nothing is the matter.
 func (s *scene) well() {
 	s.Helper()
+	s.hostsWell()
+	s.must(s.Scale(s.soon(), stage.Replicas))
+	s.must(s.AwaitReady(s.soon()))
+	s.must(s.AwaitServed(s.soon()))
+}
+
+// hostsWell waits until every host is Ready and takes work.
+func (s *scene) hostsWell() {
+	s.Helper()
 	for _, h := range s.Lab.Hosts() {
 		_, err := s.AwaitNode(s.soon(), h.Name(), h.Name()+" to be Ready and without taints", func(n *corev1.Node) bool {
 			return stage.NodeReady(n) && len(n.Spec.Taints) == 0
 		})
 		s.must(err)
 	}
-	s.must(s.Scale(s.soon(), stage.Replicas))
-	s.must(s.AwaitReady(s.soon()))
-	s.must(s.AwaitServed(s.soon()))
 }
 
 // mend undoes every fault that a scene may have left.

@@ -105,12 +105,8 @@ func kubeletRestarted(t *testing.T) {
 func kubeletAndAgentStop(t *testing.T) {
 	s := play(t, free)
 	s.witnessed()
-	agent, err := s.Witness(s.ctx, s.host.Name())
-	s.must(err)
-	id, err := s.ProcessOf(agent, "witness")
-	s.must(err)
 	s.begin()
-	on := []func(){s.stopped(s.kubelet()), s.stopped(id)}
+	on := []func(){s.stopped(s.kubelet()), s.agentOf(s.host.Name())}
 	hi := s.incident("KubeletDown", verdict("KubeletDown"))
 	s.mark("detected")
 	for _, p := range s.guarded() {
