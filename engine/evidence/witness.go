@@ -152,6 +152,8 @@ const (
 	WordSpan = 5 * time.Second
 	// AgentSpan is how long after the host's agent was last heard its userspace still counts as alive, unless gossip has given it up since.
 	AgentSpan = 10 * time.Second
+	// callMost is the longest time between two words of an agent that calls: that of 12,000 hosts. One that says that it takes longer is not waited for.
+	callMost = time.Minute
 )
 
 // ofBoot reports whether the agent that answered there was of that boot.
@@ -267,7 +269,7 @@ func (s Snapshot) AgentWouldHaveCalled() bool {
 	since, known := s.GivenUp()
 	l, r := s.AgentLease, s.Witnesses.Report
 	known = known && s.WitnessesCallItDead() && s.most(s.answeredByAgent()) && s.LastLife() <= since
-	able := l.Read && !l.Missing && s.Host.BootID != "" && l.BootID == s.Host.BootID && (r.BootID != s.Host.BootID || r.API != PulseDead)
+	able := l.Read && !l.Missing && s.Host.BootID != "" && l.BootID == s.Host.BootID && r.Heard && r.BootID == s.Host.BootID && r.API == PulseAlive
 	return known && able && l.Asked.Sub(since) >= CallSpan && l.Age > l.Every+callMargin
 }
 
@@ -282,10 +284,10 @@ func (s Snapshot) answeredByAgent() int {
 	return n
 }
 
-// AgentCalls reports whether the agent of this boot spoke through its Lease lately.
+// AgentCalls reports whether the agent of this boot spoke through its Lease lately: in a large cluster, where words come more seldom, until the next is overdue.
 func (s Snapshot) AgentCalls() bool {
 	sign, called := s.called()
-	return called && s.At.Sub(sign.NotAfter) <= AgentSpan
+	return called && s.At.Sub(sign.NotAfter) <= max(AgentSpan, min(s.AgentLease.Every, callMost)+WordSpan)
 }
 
 // called is when the agent of this boot last spoke through its Lease, if this observer saw that.

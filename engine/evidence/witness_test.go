@@ -235,6 +235,7 @@ func calledFor() Snapshot {
 		v.StateFor, v.Agent, v.AgentBoot = 2*time.Second, heardAt(6*time.Second), "b1"
 	}
 	s.AgentLease = AgentLease{Read: true, At: now, Asked: now, BootID: "b1", Every: time.Second, Age: time.Minute}
+	s.Witnesses.Report = Report{Sign: heardAt(6 * time.Second), BootID: "b1", API: PulseAlive}
 	return s
 }
 
@@ -266,8 +267,10 @@ func TestEveryPartOfAnAgentsSilenceCounts(t *testing.T) {
 		"the Lease was read too early":                  {func(s *Snapshot) { s.AgentLease.Asked = ago(time.Millisecond) }, false},
 		"the next word may be on its way":               {func(s *Snapshot) { s.AgentLease.Age = 2 * time.Second }, false},
 		"the next word comes in a minute":               {func(s *Snapshot) { s.AgentLease.Every = time.Minute }, false},
-		"the agent did not reach the API at last":       {func(s *Snapshot) { s.Witnesses.Report = Report{BootID: "b1", API: PulseDead} }, false},
-		"the agent of another boot did not reach it":    {func(s *Snapshot) { s.Witnesses.Report = Report{BootID: "b0", API: PulseDead} }, true},
+		"the agent did not reach the API at last":       {func(s *Snapshot) { s.Witnesses.Report.API = PulseDead }, false},
+		"nor can it be told whether it did":             {func(s *Snapshot) { s.Witnesses.Report.API = PulseUnread }, false},
+		"the agent of another boot reached it":          {func(s *Snapshot) { s.Witnesses.Report.BootID = "b0" }, false},
+		"nobody has heard what it says of the API":      {func(s *Snapshot) { s.Witnesses.Report = Report{BootID: "b1", API: PulseAlive} }, false},
 		"nobody should answer, and so nobody is a most": {func(s *Snapshot) { s.Witnesses.Expected = 0 }, false},
 		"no agents are configured":                      {func(s *Snapshot) { s.Witnesses.On = false }, false},
 	} {
@@ -284,12 +287,21 @@ func TestAWordInTheAgentsLeaseIsLifeOfItsBoot(t *testing.T) {
 		say         func(*Snapshot)
 		calls, life bool
 	}{
-		"it was said":                       {func(*Snapshot) {}, true, true},
-		"it was said in another boot":       {func(s *Snapshot) { s.AgentLease.BootID = "b2" }, false, false},
-		"it was there from the first":       {func(s *Snapshot) { s.AgentLease.Moved = false }, false, false},
-		"and cannot be read any more":       {func(s *Snapshot) { s.AgentLease.Read = false }, true, true},
-		"it was said long ago":              {func(s *Snapshot) { s.AgentLease.Age, s.AgentLease.NotBefore = 11*time.Second, ago(12*time.Second) }, false, true},
-		"it may have been said before":      {func(s *Snapshot) { s.AgentLease.NotBefore = ago(21 * time.Second) }, true, false},
+		"it was said":                  {func(*Snapshot) {}, true, true},
+		"it was said in another boot":  {func(s *Snapshot) { s.AgentLease.BootID = "b2" }, false, false},
+		"it was there from the first":  {func(s *Snapshot) { s.AgentLease.Moved = false }, false, false},
+		"and cannot be read any more":  {func(s *Snapshot) { s.AgentLease.Read = false }, true, true},
+		"it was said long ago":         {func(s *Snapshot) { s.AgentLease.Age, s.AgentLease.NotBefore = 11*time.Second, ago(12*time.Second) }, false, true},
+		"it may have been said before": {func(s *Snapshot) { s.AgentLease.NotBefore = ago(21 * time.Second) }, true, false},
+		"the next comes in half a minute": {func(s *Snapshot) {
+			s.AgentLease.Every, s.AgentLease.Age, s.AgentLease.NotBefore = 25*time.Second, 30*time.Second, ago(30*time.Second)
+		}, true, false},
+		"and did not come": {func(s *Snapshot) {
+			s.AgentLease.Every, s.AgentLease.Age, s.AgentLease.NotBefore = 25*time.Second, 31*time.Second, ago(31*time.Second)
+		}, false, false},
+		"it says that the next comes in a day": {func(s *Snapshot) {
+			s.AgentLease.Every, s.AgentLease.Age, s.AgentLease.NotBefore = 24*time.Hour, 66*time.Second, ago(66*time.Second)
+		}, false, false},
 		"agents are not configured":         {func(s *Snapshot) { s.Witnesses.On = false }, false, false},
 		"the boot of the host is not known": {func(s *Snapshot) { s.Host.BootID, s.AgentLease.BootID = "", "" }, false, false},
 	} {
@@ -303,7 +315,7 @@ func TestAWordInTheAgentsLeaseIsLifeOfItsBoot(t *testing.T) {
 		if _, spoke := s.AgentSpoke(ago(20 * time.Second)); spoke != c.life {
 			t.Errorf("%s: spoke is %v", what, spoke)
 		}
-		if last := s.At - Instant(s.AgentLease.Age); c.calls && s.LastLife() != last {
+		if last := s.At - Instant(s.AgentLease.Age); c.calls && s.LastLife() != max(last, ago(20*time.Second)) {
 			t.Errorf("%s: last life is %s ago", what, s.At.Sub(s.LastLife()))
 		}
 	}

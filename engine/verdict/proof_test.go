@@ -197,6 +197,7 @@ func TestAnAgentThatWouldHaveCalledStandsInForTheLease(t *testing.T) {
 		s.Power[0].OffSince = ago(4 * time.Second)
 		s.Witnesses = evidence.Witnesses{On: true, Expected: 1, Vantages: []evidence.Vantage{{Witness: "w1", Answered: true, At: s.At, State: evidence.GossipDead,
 			StateFor: 2500 * time.Millisecond, AgentBoot: "b1", Agent: evidence.Sign{Heard: true, NotBefore: ago(5 * time.Second), NotAfter: ago(5 * time.Second)}}}}
+		s.Witnesses.Report = evidence.Report{Sign: s.Witnesses.Vantages[0].Agent, BootID: "b1", API: evidence.PulseAlive}
 		s.AgentLease = evidence.AgentLease{Read: true, At: s.At, Asked: s.At, BootID: "b1", Every: time.Second, Age: time.Minute}
 		return s, p
 	}
@@ -212,6 +213,7 @@ func TestAnAgentThatWouldHaveCalledStandsInForTheLease(t *testing.T) {
 		"showed life a moment ago (quiet)": func(s *evidence.Snapshot, _ *verdict.Policy) {
 			s.Witnesses.Vantages[0].Agent.NotBefore, s.Power[0].OffSince = s.At-evidence.Instant(2900*time.Millisecond), s.At-evidence.Instant(2*time.Second)
 		},
+		"could still be renewed (nobody knows whether its agent reached the API)": func(s *evidence.Snapshot, _ *verdict.Policy) { s.Witnesses.Report.API = evidence.PulseUnread },
 		"was not commanded": func(s *evidence.Snapshot, _ *verdict.Policy) { s.Journal.Attempts = nil },
 		"Agent by its Lease showed life since": func(s *evidence.Snapshot, _ *verdict.Policy) {
 			s.AgentLease.Moved, s.AgentLease.NotBefore = true, s.At-evidence.Instant(time.Second)
