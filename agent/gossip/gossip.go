@@ -193,7 +193,8 @@ func (m *Member) View() wire.View { return m.hosts.now() }
 type Standing struct {
 	// Last is when another agent was last asked something that it answered; zero while none ever did.
 	Last time.Time
-	// Others are the hosts that gossip knows beside this one, but for those that died more than a minute ago, and Heard how many of them it takes for alive.
+	// Others are the hosts that gossip knows beside this one, and Heard how many of them it takes for alive. Who died more than a minute ago is not among them, unless
+	// so many died at a time that those who are left were no more than half: then they all count for an hour, or until more than half are heard.
 	Others, Heard int
 }
 

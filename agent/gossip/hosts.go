@@ -49,7 +49,10 @@ type hosts struct {
 	mu    sync.Mutex
 	known map[string]*host
 	// last is the latest of all dates of heard.
-	last  time.Time
+	last time.Time
+	// among is of how many others this host found itself on the smaller side, fewer since when; zero while it is not there.
+	among int
+	fewer time.Time
 	index uint64
 	// changed is closed, and made again, whenever index grows.
 	changed chan struct{}
@@ -199,7 +202,24 @@ func (h *hosts) standing() Standing {
 			out.Others++
 		}
 	}
+	h.side(&out, now)
 	return out
+}
+
+// side keeps those missed of whom most died at a time: they live on the other side of a cluster that fell apart, as likely as not, however long they have not
+// been heard. That ends when as many are heard as are more than half of those of then, and after an hour. It is called with mu held.
+func (h *hosts) side(now *Standing, at time.Time) {
+	hears := 2 * (now.Heard + 1)
+	switch {
+	case hears <= now.Others+1:
+		if h.among == 0 {
+			h.fewer = at
+		}
+		h.among = max(h.among, now.Others)
+	case hears > h.among+1, at.Sub(h.fewer) > rememberDead:
+		h.among = 0
+	}
+	now.Others = max(now.Others, h.among)
 }
 
 // is says in which state a host is; the empty one if it is not known.

@@ -328,3 +328,49 @@ func TestTheLinesOfMemberlist(t *testing.T) {
 		t.Fatalf("counted %+v", counts)
 	}
 }
+
+// TestTheSmallerSideStaysTheSmallerSide: two of five that are cut off from the others hear each other, and after a minute nobody else is left to be missed.
+func TestTheSmallerSideStaysTheSmallerSide(t *testing.T) {
+	five := func() (*hosts, *clocktesting.FakeClock) {
+		h, clk := book()
+		for _, other := range []string{"b", "c", "d", "e"} {
+			h.joined(factsOf(other, other+"1"), "192.0.2.2:7948")
+			h.heard(other, other+"1", clk.Now())
+		}
+		return h, clk
+	}
+	hears := func(h *hosts, others, heard int) {
+		t.Helper()
+		if got := h.standing(); got.Others != others || got.Heard != heard {
+			t.Errorf("hears %d of %d others, want %d of %d", got.Heard, got.Others, heard, others)
+		}
+	}
+	h, clk := five()
+	for _, lost := range []string{"c", "d", "e"} {
+		h.left(lost)
+	}
+	hears(h, 4, 1)
+	clk.Step(30 * time.Minute)
+	hears(h, 4, 1)
+	h.joined(factsOf("c", "c1"), "192.0.2.2:7948")
+	hears(h, 2, 2) // three of five are more than half
+	clk.Step(time.Minute)
+	hears(h, 2, 2)
+
+	h, clk = five()
+	for _, gone := range []string{"c", "d", "e"} { // one by one: they are missed for a minute each
+		h.left(gone)
+		h.standing()
+		clk.Step(missed + time.Second)
+	}
+	hears(h, 1, 1)
+
+	h, clk = five()
+	for _, lost := range []string{"c", "d", "e"} {
+		h.left(lost)
+	}
+	h.standing()
+	clk.Step(rememberDead + time.Second)
+	h.forget()
+	hears(h, 1, 1) // whoever has not come back by then will not
+}
