@@ -6,6 +6,7 @@ package pod_test
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -246,6 +247,37 @@ func TestASecondReplicaJoinsTheFirstOnItsHost(t *testing.T) {
 	}
 	s.look(r)
 	s.in("db-5c-y", "node-2")
+}
+
+// beside is what others write to a pod in the instant before its condition is, as often as given.
+func (s *shop) beside(often int) interceptor.Funcs {
+	return interceptor.Funcs{SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
+		if often--; often >= 0 {
+			now := s.pod(o.GetName())
+			metav1.SetMetaDataAnnotation(&now.ObjectMeta, "written", strconv.Itoa(often))
+			if err := s.api.Update(ctx, now); err != nil {
+				return err
+			}
+		}
+		return c.SubResource(sub).Patch(ctx, o, p, opts...)
+	}}
+}
+
+func TestOneThatWaitsIsToldWhateverOthersWriteToIt(t *testing.T) {
+	s := deployed(t, onClaim("db-5c-x", "data", replicaSet), gated(onClaim("db-5c-y", "data", replicaSet)))
+	r := s.keeper(s.beside(1))
+	s.look(r)
+	s.waits("db-5c-y", "on no host yet")
+
+	s.create(gated(onClaim("db-5c-z", "data", replicaSet)))
+	r = s.keeper(s.beside(100))
+	s.look(r)
+	if c := s.pod("db-5c-z").Status.Conditions; len(c) != 0 {
+		t.Fatalf("told by a write that met another: %v", c)
+	}
+	r.Client = s.api
+	s.look(r)
+	s.waits("db-5c-z", "on no host yet")
 }
 
 func TestOneThatWasBoundToAHostInTroubleAndNeverRanHoldsNobodyUp(t *testing.T) {
