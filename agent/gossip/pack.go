@@ -29,9 +29,6 @@ var letters = map[wire.Pulse]string{wire.Unread: "", wire.Alive: "A", wire.Dead:
 // maxID is how long a boot ID or a system UUID may be; kernels make 36.
 const maxID = 64
 
-// maxSelfFence is how many seconds a host may give itself: those of the longest span and twice the longest timeout of agent/watchdog, and more.
-const maxSelfFence = 7200
-
 var (
 	// errTooBig: the facts do not fit.
 	errTooBig = fmt.Errorf("the facts take more than the %d bytes that gossip carries", wire.MetaBytes)
@@ -79,8 +76,8 @@ func unpack(node string, raw []byte) (wire.Facts, error) {
 	if !isID(p.BootID) || p.SystemUUID != "" && !isID(p.SystemUUID) {
 		return wire.Facts{}, fmt.Errorf("%w: the boot ID or the system UUID is none", errGarbled)
 	}
-	if p.SelfFence < 0 || p.SelfFence > maxSelfFence {
-		return wire.Facts{}, fmt.Errorf("%w: it fences itself after %d s, which should be 0 to %d", errGarbled, p.SelfFence, maxSelfFence)
+	if p.SelfFence < 0 || p.SelfFence > wire.MaxSelfFenceSeconds {
+		return wire.Facts{}, fmt.Errorf("%w: it fences itself after %d s, which should be 0 to %d", errGarbled, p.SelfFence, wire.MaxSelfFenceSeconds)
 	}
 	f := wire.Facts{Node: node, BootID: p.BootID, SystemUUID: p.SystemUUID, SelfFenceSeconds: p.SelfFence, Revision: p.Revision}
 	for _, pulse := range []struct {

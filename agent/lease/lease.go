@@ -3,6 +3,7 @@
 
 // Package lease is the Lease that an agent keeps in the API in its own name. It is silent while the agent hears the others. An agent that is cut off from
 // them renews it every second, so that whoever takes its host for lost finds out within seconds that it lives: docs/adr/0009-an-isolated-agent-speaks-through-the-api.md.
+// Where a watchdog holds the host, it renews it all the time, and says by when the host is reset if it does not: docs/adr/0015-a-host-that-fences-itself.md.
 package lease
 
 import (
@@ -43,6 +44,20 @@ type Word struct {
 	Every  time.Duration
 	// Touched is when the Lease was written without a word that is new; zero if it was not.
 	Touched time.Time
+	// Pulse is true of a word that was not said because nobody is heard.
+	Pulse bool
+	// Bound is how long the host lives after this word at most, unless it says another; zero where no watchdog counts.
+	Bound time.Duration
+}
+
+// Pulse is what has an agent write also while it hears the others. The zero value does not.
+type Pulse struct {
+	// Every is how long after a word the next one comes, at most.
+	Every time.Duration
+	// Asking is called before a word is written, and what it returns once it was taken.
+	Asking func() (taken func())
+	// Bound is that of each word.
+	Bound func() time.Duration
 }
 
 // Config of a lease.
@@ -52,8 +67,9 @@ type Config struct {
 	Standing func() gossip.Standing
 	// Write puts a word into the API. An error says that it may not be there.
 	Write func(context.Context, Word) error
-	// Touch has the Lease written though the agent is not cut off: whoever reads it learns that the API takes what this host writes, and no more than that.
+	// Touch has the Lease written though the agent is not cut off: whoever reads it learns that the API takes what this host writes. Without a pulse it says no more than that.
 	Touch <-chan struct{}
+	Pulse Pulse
 	Clock clock.WithTicker
 	Log   logr.Logger
 
@@ -71,7 +87,7 @@ type keeper struct {
 	said Word
 }
 
-// Keep writes once, so that it is known that this boot's agent can, and then whenever the agent is cut off, until ctx ends.
+// Keep writes once, so that it is known that this boot's agent can, and then whenever the agent is cut off or a pulse is due, until ctx ends.
 func Keep(ctx context.Context, c Config) {
 	k := &keeper{Config: c}
 	if !k.introduce(ctx) {
@@ -96,8 +112,13 @@ func Keep(ctx context.Context, c Config) {
 
 // introduce writes the first word, and reports whether it was taken before ctx ended.
 func (k *keeper) introduce(ctx context.Context) bool {
-	for pause := atFirst; ; pause = min(2*pause, atMost) {
-		if k.write(ctx, Word{At: k.Clock.Now(), Every: Every(k.Standing())}) {
+	most := atMost
+	if k.Pulse.Every > 0 {
+		most = k.Pulse.Every
+	}
+	for pause := min(atFirst, most); ; pause = min(2*pause, most) {
+		standing := k.Standing()
+		if k.write(ctx, Word{At: k.Clock.Now(), Every: Every(standing), Pulse: k.pulses() && !Alone(standing, k.Clock.Now())}) {
 			return true
 		}
 		again := k.Clock.NewTimer(pause)
@@ -115,6 +136,9 @@ func (k *keeper) look(ctx context.Context) {
 	now, standing := k.Clock.Now(), k.Standing()
 	if !Alone(standing, now) {
 		k.alone = time.Time{}
+		if k.pulses() && k.due(now, k.Pulse.Every) {
+			k.write(ctx, Word{At: now, Every: Every(standing), Pulse: true})
+		}
 		return
 	}
 	every := Every(standing)
@@ -122,31 +146,53 @@ func (k *keeper) look(ctx context.Context) {
 	case k.alone.IsZero():
 		k.alone = now
 		k.Log.Info("Nobody is heard, or too few: this agent speaks through the API", "others", standing.Others, "heard", standing.Heard)
-	case k.failed && now.Sub(k.tried) < hurry:
-		return
 	case now.Sub(k.alone) > soon:
 		every = max(every, slow)
 		fallthrough
 	default:
-		if !k.failed && now.Sub(k.wrote) < every {
+		if k.pulses() {
+			every = min(every, k.Pulse.Every)
+		}
+		if !k.due(now, every) {
 			return
 		}
 	}
 	k.write(ctx, Word{At: now, Every: every})
 }
 
-// touch writes the last word again, with another date beside it. An agent that calls writes anyway.
+// touch writes the last word again, with another date beside it. An agent that calls writes anyway. One that pulses says its next word now, and no other: whoever
+// counts by when its host is reset begins anew with whatever is written, so nothing may be written that is not a contact of its own.
 func (k *keeper) touch(ctx context.Context) {
-	if now := k.Clock.Now(); k.alone.IsZero() && now.Sub(k.tried) >= between {
-		k.write(ctx, Word{At: k.said.At, Every: k.said.Every, Touched: now})
+	now := k.Clock.Now()
+	if !k.alone.IsZero() || now.Sub(k.tried) < between {
+		return
 	}
+	if k.pulses() {
+		standing := k.Standing()
+		k.write(ctx, Word{At: now, Every: Every(standing), Pulse: !Alone(standing, now)})
+		return
+	}
+	k.write(ctx, Word{At: k.said.At, Every: k.said.Every, Touched: now})
+}
+
+func (k *keeper) pulses() bool { return k.Pulse.Every > 0 }
+
+// due reports whether it is time for a word, so long after the one before; one that was not taken is said again sooner.
+func (k *keeper) due(now time.Time, every time.Duration) bool {
+	if k.failed {
+		return now.Sub(k.tried) >= hurry
+	}
+	return now.Sub(k.wrote) >= every
 }
 
 func (k *keeper) write(ctx context.Context, w Word) bool {
 	call, done := context.WithTimeout(ctx, patience)
 	defer done()
-	w.BootID = k.BootID
-	k.tried = k.Clock.Now()
+	k.tried, w.BootID = k.Clock.Now(), k.BootID
+	taken := func() {}
+	if k.pulses() {
+		taken, w.Bound = k.Pulse.Asking(), k.Pulse.Bound()
+	}
 	err := k.Write(call, w)
 	if err != nil && ctx.Err() == nil && !k.failed {
 		k.Log.Error(err, "The agent's own Lease cannot be written; its word is missed only where it is cut off from all others")
@@ -154,6 +200,7 @@ func (k *keeper) write(ctx context.Context, w Word) bool {
 	k.failed = err != nil
 	if !k.failed {
 		k.wrote, k.said = w.At, w
+		taken()
 	}
 	return !k.failed
 }

@@ -60,12 +60,17 @@ func unheard(since time.Time, others int) func(time.Time) gossip.Standing {
 
 func begin(t *testing.T, fails bool) *scene {
 	t.Helper()
+	return beginWith(t, fails, Pulse{})
+}
+
+func beginWith(t *testing.T, fails bool, pulse Pulse) *scene {
+	t.Helper()
 	began := time.Unix(1_700_000_000, 0)
 	s := &scene{t: t, clock: clocktesting.NewFakeClock(began), began: began, looked: make(chan struct{}), wrote: make(chan struct{}, 1000), touch: make(chan struct{}), standing: well(2), fails: fails}
 	ctx, stop := context.WithCancel(context.Background())
 	var ran sync.WaitGroup
 	ran.Go(func() {
-		Keep(ctx, Config{BootID: "b1", Clock: s.clock, Log: logr.Discard(), Write: s.write, Touch: s.touch,
+		Keep(ctx, Config{BootID: "b1", Pulse: pulse, Clock: s.clock, Log: logr.Discard(), Write: s.write, Touch: s.touch,
 			Standing: func() gossip.Standing {
 				s.mu.Lock()
 				defer s.mu.Unlock()
@@ -216,6 +221,87 @@ func TestATouchIsNoWord(t *testing.T) {
 	s.pass(look)
 	if at, _ := s.said(); at[len(at)-1] != cut.Sub(s.began)+1250*time.Millisecond || len(at) != 3 {
 		t.Errorf("an agent that calls is touched: %v", at)
+	}
+}
+
+// Where a watchdog holds the host, every word that was taken is a contact, dated by its question, and says what the watchdog does.
+func TestAPulseGoesOnWhileTheOthersAreHeard(t *testing.T) {
+	asked, taken := 0, 0
+	var s *scene
+	bound := time.Duration(0)
+	s = beginWith(t, false, Pulse{Every: 5 * time.Second, Asking: func() func() { asked++; return func() { taken++ } }, Bound: func() time.Duration { return bound }})
+	s.pass(look)
+	bound = 40 * time.Second
+	s.pass(12 * time.Second)
+	at, every := s.said()
+	if !slices.Equal(at, []time.Duration{5 * time.Second, 10 * time.Second}) || every[0] != time.Second || asked != 3 || taken != 3 {
+		t.Errorf("it speaks at %v, every %v; asked %d, taken %d", at, every, asked, taken)
+	}
+	if first, second := s.words[0], s.words[1]; !first.Pulse || first.Bound != 0 || !second.Pulse || second.Bound != bound {
+		t.Errorf("it says %+v and %+v", first, second)
+	}
+	s.set(well(2), true)
+	s.pass(5 * time.Second)
+	if asked < 5 || taken != 3 {
+		t.Errorf("with no answer it asked %d times, and %d were taken", asked, taken)
+	}
+	s.set(unheard(s.clock.Now(), 2), false)
+	s.pass(3 * time.Second)
+	last := s.words[len(s.words)-1]
+	if last.Pulse || last.Bound != bound {
+		t.Errorf("cut off it says %+v", last)
+	}
+}
+
+// Whoever counts by when a watchdog resets the host begins anew with every write of its Lease. So whatever is written where one does is a word in full, which is a contact if it was
+// taken, and is none if it was not.
+func TestATouchWhereAWatchdogCountsIsTheNextWord(t *testing.T) {
+	asked, taken := 0, 0
+	s := beginWith(t, false, Pulse{Every: 20 * time.Second, Asking: func() func() { asked++; return func() { taken++ } }, Bound: func() time.Duration { return 40 * time.Second }})
+	s.pass(10 * time.Second)
+	s.touch <- struct{}{}
+	<-s.wrote
+	s.pass(look) // the keeper is done with it
+	at, every := s.said()
+	if !slices.Equal(at, []time.Duration{10 * time.Second}) || every[0] != time.Second || asked != 2 || taken != 2 {
+		t.Errorf("touched after 10 s it speaks at %v, every %v; asked %d, taken %d", at, every, asked, taken)
+	}
+	if last := s.words[len(s.words)-1]; !last.Pulse || last.Bound != 40*time.Second || !last.Touched.IsZero() {
+		t.Errorf("it says %+v", last)
+	}
+	s.touch <- struct{}{} // too soon
+	s.pass(19750 * time.Millisecond)
+	if at, _ := s.said(); !slices.Equal(at, []time.Duration{10 * time.Second, 30 * time.Second}) {
+		t.Errorf("the next pulse is not counted from the touch: %v", at)
+	}
+	<-s.wrote
+	s.set(well(2), true)
+	s.pass(4 * time.Second)
+	s.touch <- struct{}{}
+	<-s.wrote
+	s.pass(look)
+	if asked != 4 || taken != 3 {
+		t.Errorf("asked %d times, and %d were taken", asked, taken)
+	}
+	s.set(unheard(s.clock.Now().Add(-2*time.Second), 2), false)
+	s.pass(3 * time.Second)
+	s.touch <- struct{}{}
+	s.pass(look)
+	for _, w := range s.words[3:] {
+		if w.Pulse {
+			t.Errorf("cut off it says %+v", w)
+		}
+	}
+}
+
+// A slow call is no longer than a pulse: a minute after it was cut off an agent speaks every five seconds, and a watchdog may want it sooner.
+func TestAPulseBoundsTheSlowestCall(t *testing.T) {
+	s := beginWith(t, false, Pulse{Every: 2500 * time.Millisecond, Asking: func() func() { return func() {} }, Bound: func() time.Duration { return 0 }})
+	s.set(unheard(s.clock.Now(), 2), false)
+	s.pass(2 * time.Minute)
+	at, every := s.said()
+	if last := len(at) - 1; at[last]-at[last-1] != 2500*time.Millisecond || every[last] != 2500*time.Millisecond {
+		t.Errorf("it speaks at %v, every %v", at[last-1:], every[last])
 	}
 }
 

@@ -47,8 +47,8 @@ type handle interface {
 const (
 	sysPath = "/sys/class/watchdog"
 	cpuPath = "/proc/cpuinfo"
-	// needs is what a driver must be able to do. Stopping (WDIOF_MAGICCLOSE) it need not.
-	needs = unix.WDIOF_SETTIMEOUT | unix.WDIOF_KEEPALIVEPING
+	// needs is what a driver must be able to do. One without WDIOF_MAGICCLOSE is stopped by the kernel whenever its descriptor is closed, as that of a process that was killed.
+	needs = unix.WDIOF_SETTIMEOUT | unix.WDIOF_KEEPALIVEPING | unix.WDIOF_MAGICCLOSE
 	// least and most bound the timeout: a feed is due four times in it, and no host should be waited for longer.
 	least = 4 * time.Second
 	most  = 10 * time.Minute
@@ -120,11 +120,18 @@ func (h Hardware) bare() error {
 	if err != nil {
 		return fmt.Errorf("is this a virtual machine? %w", err)
 	}
+	said := false
 	for line := range bytes.Lines(text) {
 		name, flags, _ := strings.Cut(string(line), ":")
-		if strings.TrimSpace(name) == "flags" && slices.Contains(strings.Fields(flags), "hypervisor") {
+		if strings.TrimSpace(name) != "flags" {
+			continue
+		}
+		if said = true; slices.Contains(strings.Fields(flags), "hypervisor") {
 			return fmt.Errorf("%s: the processor says that this is a virtual machine, whose watchdog stops when it is paused", path)
 		}
+	}
+	if !said {
+		return fmt.Errorf("%s: this processor does not say whether this is a virtual machine, as those of x86 do", path)
 	}
 	return nil
 }
@@ -171,7 +178,7 @@ func (h Hardware) begin(kernel handle) (time.Duration, error) {
 	}
 	switch {
 	case options&needs != needs:
-		return 0, fmt.Errorf("its options are %#x: its timeout cannot be set, or it cannot be fed", options)
+		return 0, fmt.Errorf("its options are %#x: its timeout cannot be set, it cannot be fed, or it would stop with its agent", options)
 	case options&unix.WDIOF_ALARMONLY != 0:
 		return 0, errors.New("it raises an alarm only, and resets nothing")
 	}

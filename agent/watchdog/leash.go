@@ -1,7 +1,7 @@
 // Copyright The Holdfast Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package watchdog lets the host be reset that nobody reaches: it feeds a hardware watchdog only while the API or a majority of the other agents answers. See
+// Package watchdog lets the host be reset that nobody reaches: it feeds a hardware watchdog only while the API, or if so asked a majority of the other agents, answers. See
 // docs/spec/witness.md, "Letting go", and docs/adr/0015-a-host-that-fences-itself.md.
 package watchdog
 
@@ -23,22 +23,25 @@ type Device interface {
 	Close(disarm bool) error
 }
 
-// Config of a leash. All but Log must be given.
+// Config of a leash. All but Majority, Disarming, Log and Now must be given.
 type Config struct {
 	// Open begins to count, and opening feeds; it is called after the first contact with the API, and again a second after an error.
 	Open func() (Device, error)
 	// Span is how old the last contact may be for the device to be fed.
 	Span time.Duration
-	// Majority asks the other agents until more than half of all that are known, this one included, have answered, or ctx ends.
+	// Majority asks the other agents until more than half of all that are known, this one included, have answered, or ctx ends. Where it is nil, nothing but the API's
+	// answers counts. Who announces [Leash.Bound] must give none: whoever counts does not see what they answer.
 	Majority func(ctx context.Context) bool
 	// Guarded reports whether something runs here that is guarded. An error counts as yes.
 	Guarded func(ctx context.Context) (bool, error)
 	// Armed is told, once, the bound of [Leash.Bound], when the device counts.
 	Armed func(bound time.Duration)
-	Log   logr.Logger
-
-	// now is a clock that goes on while the host sleeps.
-	now func() time.Duration
+	// Disarming says to whoever counts that the device will count no more, before it is disarmed. Unless that was taken for certain, which no error says, the device
+	// counts on. It is nil where the bound was announced to nobody.
+	Disarming func(ctx context.Context) error
+	Log       logr.Logger
+	// Now is a clock that goes on while the host sleeps; CLOCK_BOOTTIME where it is nil.
+	Now func() time.Duration
 }
 
 // Leash holds the host. Once it has let go it never feeds again.
@@ -58,15 +61,16 @@ const (
 	// feedsIn is how many times a device is fed in its timeout, and asksIn how many times in a span peers are asked.
 	feedsIn = 4
 	asksIn  = 4
-	// openAgain is how long after an error the device is tried again, and guardedFor bounds the look at what runs here.
-	openAgain  = time.Second
-	guardedFor = time.Second
+	// openAgain is how long after an error the device is tried again; guardedFor bounds the look at what runs here, and disarmingFor the last word.
+	openAgain    = time.Second
+	guardedFor   = time.Second
+	disarmingFor = time.Second
 )
 
 // New returns a leash that does nothing until it runs.
 func New(config Config) *Leash {
-	if config.now == nil {
-		config.now = sinceBoot
+	if config.Now == nil {
+		config.Now = sinceBoot
 	}
 	return &Leash{config: config, touch: make(chan struct{}, 1)}
 }
@@ -84,9 +88,19 @@ func sinceBoot() time.Duration {
 // decided upon in time may come late, but not later than the device allows.
 func Bound(span, timeout time.Duration) time.Duration { return span + 2*timeout }
 
+// Bound is that of [Bound] while the device counts, and zero while it does not. It is so from before it is said until Close.
+func (l *Leash) Bound() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.device == nil {
+		return 0
+	}
+	return Bound(l.config.Span, l.device.Timeout())
+}
+
 // Asking is called when the API is about to be asked, and what it returns when the API has answered. What counts is when it was asked.
 func (l *Leash) Asking() (answered func()) {
-	asked := l.config.now()
+	asked := l.config.Now()
 	return func() { l.reached(asked) }
 }
 
@@ -106,7 +120,7 @@ func (l *Leash) reached(asked time.Duration) {
 func (l *Leash) age() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.config.now() - l.contact
+	return l.config.Now() - l.contact
 }
 
 // LetGo reports whether the host will be reset.
@@ -125,7 +139,9 @@ func (l *Leash) Run(ctx context.Context) {
 	defer end()
 	var peers sync.WaitGroup
 	defer peers.Wait()
-	peers.Go(func() { l.askPeers(ctx) })
+	if l.config.Majority != nil {
+		peers.Go(func() { l.askPeers(ctx) })
+	}
 	feed := time.NewTicker(l.device.Timeout() / feedsIn)
 	defer feed.Stop()
 	for l.feed() {
@@ -153,7 +169,7 @@ func (l *Leash) arm(ctx context.Context) bool {
 				l.device = device
 				l.mu.Unlock()
 				bound := Bound(l.config.Span, device.Timeout())
-				l.config.Log.Info("This host resets itself when neither the API nor a majority of agents answers", "boundSeconds", bound.Seconds())
+				l.config.Log.Info("This host resets itself when it is not answered", "boundSeconds", bound.Seconds(), "majorityCounts", l.config.Majority != nil)
 				l.config.Armed(bound)
 				return true
 			}
@@ -171,10 +187,10 @@ func (l *Leash) arm(ctx context.Context) bool {
 func (l *Leash) feed() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	age := l.config.now() - l.contact
+	age := l.config.Now() - l.contact
 	if l.gone || age > l.config.Span {
 		l.gone = true
-		l.config.Log.Info("Neither the API nor a majority of agents answers: the watchdog is not fed any more, and resets this host", "silentSeconds", age.Seconds())
+		l.config.Log.Info("Nobody answers: the watchdog is not fed any more, and resets this host", "silentSeconds", age.Seconds())
 		return false
 	}
 	if err := l.device.Feed(); err != nil {
@@ -190,7 +206,7 @@ func (l *Leash) askPeers(ctx context.Context) {
 	defer every.Stop()
 	for {
 		if l.age() >= period {
-			asked := l.config.now()
+			asked := l.config.Now()
 			patience, done := context.WithTimeout(ctx, period)
 			if l.config.Majority(patience) {
 				l.reached(asked)
@@ -205,8 +221,8 @@ func (l *Leash) askPeers(ctx context.Context) {
 	}
 }
 
-// Close leaves the device when the agent ends in order. It is disarmed only if nothing that is guarded runs here, and the host was not let go; else it goes on counting,
-// and the next agent has its timeout to reach the API and feed it.
+// Close leaves the device when the agent ends in order. It is disarmed only if nothing that is guarded runs here, the host was not let go, and whoever counts was told so;
+// else it goes on counting, and the next agent has its timeout to reach the API and feed it.
 func (l *Leash) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -217,8 +233,14 @@ func (l *Leash) Close() error {
 	defer done()
 	guarded, err := l.config.Guarded(ctx)
 	disarm := !guarded && err == nil && !l.gone
+	if disarm && l.config.Disarming != nil {
+		word, said := context.WithTimeout(context.Background(), disarmingFor)
+		defer said()
+		err = l.config.Disarming(word)
+		disarm = err == nil
+	}
 	if !disarm {
-		l.config.Log.Info("The watchdog goes on counting: guarded pods may run here, or this host was let go", "timeoutSeconds", l.device.Timeout().Seconds(), "why", errorText(err))
+		l.config.Log.Info("The watchdog goes on counting: guarded pods may run here, this host was let go, or that it is disarmed could not be said", "timeoutSeconds", l.device.Timeout().Seconds(), "why", errorText(err))
 	}
 	if err := l.device.Close(disarm); err != nil {
 		return fmt.Errorf("leave the watchdog: %w", err)

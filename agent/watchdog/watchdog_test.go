@@ -96,7 +96,7 @@ func (b *board) close(stop bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.closed++
-	if stop && b.options&unix.WDIOF_MAGICCLOSE != 0 {
+	if stop || b.options&unix.WDIOF_MAGICCLOSE == 0 { // the kernel stops what has no letter for it
 		b.stopped = true
 		b.timer.Stop()
 	}
@@ -144,16 +144,20 @@ type host struct {
 	tasks    sync.WaitGroup
 }
 
-func newHost(t *testing.T, b *board) *host {
+func newHost(t *testing.T, b *board) *host { return newHostWith(t, b, func(*Config) {}) }
+
+func newHostWith(t *testing.T, b *board, change func(*Config)) *host {
 	hardware := b.hardware(t)
 	h := &host{board: b, began: time.Now()}
-	h.Leash = New(Config{
+	config := Config{
 		Open: hardware.Open, Span: span, Log: logr.Discard(),
 		Majority: func(context.Context) bool { h.mu.Lock(); defer h.mu.Unlock(); h.asked++; return h.majority },
 		Guarded:  func(context.Context) (bool, error) { h.mu.Lock(); defer h.mu.Unlock(); return h.guarded, h.cri },
 		Armed:    func(bound time.Duration) { h.bound = bound },
-		now:      func() time.Duration { return time.Since(h.began) },
-	})
+		Now:      func() time.Duration { return time.Since(h.began) },
+	}
+	change(&config)
+	h.Leash = New(config)
 	ctx, end := context.WithCancel(t.Context())
 	h.end = end
 	h.tasks.Go(func() { h.Run(ctx) })
@@ -350,6 +354,72 @@ func TestWhoLeavesDisarmsOnlyWhereNothingIsGuarded(t *testing.T) {
 	}
 }
 
+// Whoever counts does not hear peers.
+func TestWithoutAMajorityNothingButTheAPICounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHostWith(t, newBoard(), func(c *Config) { c.Majority = nil })
+		h.peers(true)
+		h.api(time.Minute)
+		last := time.Now().Add(-2 * time.Second)
+		time.Sleep(2 * h.bound)
+		if reset := h.board.resetAt(); reset.IsZero() || reset.Sub(last) > h.bound || h.asked != 0 {
+			t.Errorf("reset %s after the API's last answer, peers asked %d times", reset.Sub(last), h.asked)
+		}
+		h.leave(t)
+	})
+}
+
+func TestTheBoundIsSaidWhileTheDeviceCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, newBoard())
+		if got := h.Bound(); got != 0 {
+			t.Errorf("%s before anything was opened", got)
+		}
+		h.api(time.Minute)
+		if got := h.Bound(); got != span+2*timeout {
+			t.Errorf("%s while it counts", got)
+		}
+		h.leave(t)
+		if got := h.Bound(); got != 0 {
+			t.Errorf("%s after it was closed", got)
+		}
+	})
+}
+
+// Somebody may be counting: who cannot say that the device counts no more lets it count.
+func TestWhoDisarmsHasSaidSo(t *testing.T) {
+	for name, refused := range map[string]error{"taken": nil, "not taken": errors.New("no answer")} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b, said := newBoard(), 0
+				h := newHostWith(t, b, func(c *Config) {
+					c.Disarming = func(context.Context) error {
+						said++
+						if b.closed != 0 {
+							t.Error("it is said after it was done")
+						}
+						return refused
+					}
+				})
+				h.api(time.Minute)
+				h.leave(t)
+				time.Sleep(2 * timeout)
+				if disarmed := b.resetAt().IsZero(); disarmed != (refused == nil) || said != 1 {
+					t.Errorf("disarmed %v, said %d times", disarmed, said)
+				}
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		h := newHostWith(t, newBoard(), func(c *Config) {
+			c.Disarming = func(context.Context) error { t.Error("what is not done is said"); return nil }
+		})
+		h.guarded = true
+		h.api(time.Minute)
+		h.leave(t)
+	})
+}
+
 // A successor has the timeout to reach the API; then it goes on feeding what its predecessor left.
 func TestASuccessorTakesOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -372,6 +442,7 @@ func TestADeviceThatCannotBeFedIsNoReasonToStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, newBoard())
 		h.api(time.Minute)
+		time.Sleep(time.Second) // between two feeds
 		h.board.mu.Lock()
 		h.board.lie = errors.New("busy")
 		h.board.mu.Unlock()
@@ -414,6 +485,10 @@ func TestOnlyHardwareThatIsAllowedIsOpened(t *testing.T) {
 		"a virtual machine": {func(t *testing.T, _ *board, h *Hardware) {
 			write(t, h.CPU, "flags\t\t: fpu vme hypervisor sse2\n")
 		}, "virtual machine", false},
+		"a processor of another kind": {func(t *testing.T, _ *board, h *Hardware) {
+			write(t, h.CPU, "Features\t: fp asimd evtstrm\n")
+		}, "does not say whether", false},
+		"it stops with its agent":   {func(_ *testing.T, b *board, _ *Hardware) { b.options &^= unix.WDIOF_MAGICCLOSE }, "stop with its agent", true},
 		"no word of the processor":  {func(_ *testing.T, _ *board, h *Hardware) { h.CPU += "-none" }, "is this a virtual machine?", false},
 		"the driver says otherwise": {func(_ *testing.T, b *board, _ *Hardware) { b.identity = "Software Watchdog" }, "no hardware of its own", true},
 		"its timeout is fixed":      {func(_ *testing.T, b *board, _ *Hardware) { b.options &^= unix.WDIOF_SETTIMEOUT }, "cannot be set", true},

@@ -21,3 +21,14 @@ func WitnessName(node string) string { return "holdfast:witness/" + node }
 
 // Namespace is where the agents run, and each keeps the Lease of its host.
 const Namespace = "holdfast-witness"
+
+// Annotations of the Lease of a host.
+const (
+	// AnnotationSelfFence is within how many seconds of the word that the Lease is a watchdog resets the host, unless it says another. Absent where none does.
+	AnnotationSelfFence = "guard.holdfast.dev/self-fence-seconds"
+	// AnnotationPulse is "true" on a word that was not said because nobody is heard.
+	AnnotationPulse = "guard.holdfast.dev/pulse"
+)
+
+// MaxSelfFenceSeconds is how many seconds a host may give itself at most: those of the longest span and twice the longest timeout of agent/watchdog, and more.
+const MaxSelfFenceSeconds = 7200

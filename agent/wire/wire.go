@@ -73,8 +73,8 @@ type Facts struct {
 	Kubelet Pulse `json:"kubelet,omitempty"`
 	Runtime Pulse `json:"runtime,omitempty"`
 	API     Pulse `json:"api,omitempty"`
-	// SelfFenceSeconds: a hardware watchdog resets this host at the latest so long after the beginning of the last question that the API or a majority of agents
-	// answered it. 0: none does. It is no proof of anything: docs/adr/0015-a-host-that-fences-itself.md.
+	// SelfFenceSeconds: a hardware watchdog resets this host at the latest so long after the beginning of the last question that the API, or where it is so set up a
+	// majority of agents, answered it. 0: none does. It is no proof of anything, as what the host's Lease says may be: docs/adr/0015-a-host-that-fences-itself.md.
 	SelfFenceSeconds int64 `json:"selfFenceSeconds,omitempty"`
 	// Revision grows with each change of the above in one life of the agent.
 	Revision uint64 `json:"revision"`

@@ -9,6 +9,9 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+
+	"github.com/holdfast-dev/holdfast/agent/lease"
+	"github.com/holdfast-dev/holdfast/agent/wire"
 )
 
 func TestAHostFencesItselfOnlyWhereItIsSetUpToInFull(t *testing.T) {
@@ -19,6 +22,9 @@ func TestAHostFencesItselfOnlyWhereItIsSetUpToInFull(t *testing.T) {
 		want   string
 	}{
 		"in full":         {func(*letGo) {}, "https://10.0.0.1:6443/readyz", ""},
+		"by a majority":   {func(l *letGo) { l.majority = true }, "https://10.0.0.1:6443/readyz", ""},
+		"without a Lease": {func(*letGo) {}, "no Lease", "--lease-namespace"},
+		"nor with most":   {func(l *letGo) { l.majority = true }, "no Lease", "--lease-namespace"},
 		"not at all":      {func(l *letGo) { *l = letGo{} }, "", ""},
 		"without an API":  {func(*letGo) {}, "", "--authority"},
 		"of no identity":  {func(l *letGo) { l.identities = " , " }, "a", "--watchdog: watchdog identities"},
@@ -29,7 +35,11 @@ func TestAHostFencesItselfOnlyWhereItIsSetUpToInFull(t *testing.T) {
 	} {
 		l := well
 		c.change(&l)
-		err := l.check(c.api)
+		namespace := "holdfast-witness"
+		if c.api == "no Lease" {
+			namespace = ""
+		}
+		err := l.check(c.api, namespace)
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v; want %q", name, err, c.want)
 		}
@@ -37,10 +47,44 @@ func TestAHostFencesItselfOnlyWhereItIsSetUpToInFull(t *testing.T) {
 	if got := well.hardware().Identities; len(got) != 2 || got[1] != "HPE iLO2+ HW Watchdog Timer" {
 		t.Errorf("identities are %q", got)
 	}
-	if (options{}).leash(nil, nil, logr.Discard()) != nil {
+	if (options{}).leash(nil, nil, nil, logr.Discard()) != nil {
 		t.Error("an agent without a watchdog has a leash")
 	}
-	if (options{letGo: well}).leash(nil, nil, logr.Discard()) == nil {
-		t.Error("an agent with a watchdog has no leash")
+	leash := (options{letGo: well}).leash(&leases{}, nil, nil, logr.Discard())
+	if leash == nil {
+		t.Fatal("an agent with a watchdog has no leash")
 	}
+	majority := options{letGo: well}
+	majority.letGo.majority = true
+	if (options{letGo: well}).asking(leash) != nil || majority.asking(leash) == nil {
+		t.Error("an answer that leaves no trace counts where the host announces what it does, or none where it does not")
+	}
+}
+
+// An agent before this one may have announced a reset that this one, whom a majority answers, does not let happen: first its word must be gone.
+func TestNothingIsFedByAMajorityWhileAResetIsAnnounced(t *testing.T) {
+	s, l := newShelf(t)
+	s.lease.Annotations = map[string]string{wire.AnnotationSelfFence: "40"}
+	set := letGo{device: "/dev/watchdog4294967296", identities: "iTCO_wdt", timeout: time.Minute, span: 20 * time.Second, majority: true}
+	const waits, opens = "not taken this agent's Lease", "watchdog4294967296/identity"
+	check := func(when, want string) {
+		t.Helper()
+		if _, err := set.open(l)(); err == nil || strings.Contains(err.Error(), waits) != (want == waits) || strings.Contains(err.Error(), opens) != (want == opens) {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	check("at first", waits)
+	s.deaf = true
+	if err := l.Write(t.Context(), lease.Word{BootID: "b1", Every: time.Second}); err == nil {
+		t.Error("an answer that is none counts as one")
+	}
+	check("after an answer was lost", waits)
+	s.deaf = false
+	must(t, l.Write(t.Context(), lease.Word{BootID: "b1", Every: time.Second}))
+	check("after a word", opens)
+	if s.says() != "" {
+		t.Errorf("the Lease says %q", s.says())
+	}
+	set.majority, l = false, &leases{}
+	check("where it announces itself", opens)
 }

@@ -137,14 +137,14 @@ func run(o options) error {
 	if err != nil {
 		return err
 	}
-	if err := o.letGo.check(o.api); err != nil {
+	if err := o.letGo.check(o.api, o.leases); err != nil {
 		return err
 	}
 	life, stop := context.WithCancel(ctx)
 	defer stop()
 	var member *gossip.Member
 	var local *facts.Local
-	leash := o.leash(func() *gossip.Member { return member }, func() *facts.Local { return local }, log)
+	leash := o.leash(self.leases, func() *gossip.Member { return member }, func() *facts.Local { return local }, log)
 	var untold error // of facts that were not said to the others
 	local, err = facts.New(facts.Config{Node: o.node, BootIDPath: o.bootID, SystemUUIDPath: o.systemUUID, KubeletURL: o.kubelet, RuntimeSocket: o.runtime,
 		APIURL: o.api, APITLS: server, Changed: func(f wire.Facts) {
@@ -152,7 +152,7 @@ func run(o options) error {
 				untold = err
 				stop()
 			}
-		}, AskingAPI: asking(leash)})
+		}, AskingAPI: o.asking(leash)})
 	if err != nil {
 		return err
 	}
@@ -165,7 +165,7 @@ func run(o options) error {
 	if err != nil {
 		return errors.Join(err, member.Close())
 	}
-	agent := &agent{options: o, missed: make(chan struct{}, 1), boot: local.Facts().BootID, self: self, hands: hands, member: member, log: log}
+	agent := &agent{options: o, missed: make(chan struct{}, 1), boot: local.Facts().BootID, self: self, hands: hands, member: member, leash: leash, log: log}
 	tasks, life := errgroup.WithContext(life)
 	tasks.Go(func() error { local.Run(life); return nil })
 	tasks.Go(func() error { return agent.answer(life) })
@@ -185,9 +185,9 @@ func both(first, then func() error) func() error {
 	return func() error { return errors.Join(first(), then()) }
 }
 
-// asking is what the facts tell of the API's answers, if anybody counts on them.
-func asking(leash *watchdog.Leash) func() (answered func()) {
-	if leash == nil {
+// asking is what the facts tell of the API's answers, if anybody counts on them. They leave no trace where the manager looks, as the words of the Lease do.
+func (o options) asking(leash *watchdog.Leash) func() (answered func()) {
+	if leash == nil || !o.letGo.majority {
 		return nil
 	}
 	return leash.Asking
@@ -202,6 +202,7 @@ type agent struct {
 	self    self
 	hands   api.Hands
 	member  *gossip.Member
+	leash   *watchdog.Leash
 	log     logr.Logger
 	answers atomic.Bool
 }

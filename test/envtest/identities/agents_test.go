@@ -5,6 +5,7 @@ package identities
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -106,14 +107,62 @@ func certificates(t *testing.T, cluster *envtest.Cluster, early *certificatesv1.
 	}
 }
 
+// announcements of a watchdog are taken only by the version that stands there, and end with the next word that makes none: what comes late announces nothing again.
+func announcements(t *testing.T, cluster *envtest.Cluster, says func(version, said string) (string, error)) {
+	t.Helper()
+	announced := func() string {
+		var lease coordinationv1.Lease
+		if err := cluster.Client.Get(t.Context(), client.ObjectKey{Namespace: place, Name: "node-2"}, &lease); err != nil {
+			t.Fatal(err)
+		}
+		return lease.Annotations[wire.AnnotationSelfFence]
+	}
+	first, err := says("", "")
+	if err != nil || first == "" {
+		t.Fatalf("version %q, %v", first, err)
+	}
+	second, err := says(first, "40")
+	if err != nil || announced() != "40" {
+		t.Errorf("announced %q, %v", announced(), err)
+	}
+	if _, err := says("", ""); err != nil || announced() != "" {
+		t.Errorf("taken back, it announces %q, %v", announced(), err)
+	}
+	for name, version := range map[string]string{"the first": first, "the second": second} {
+		if _, err := says(version, "41"); !apierrors.IsConflict(err) || announced() != "" {
+			t.Errorf("by %s version it announces %q, %v", name, announced(), err)
+		}
+	}
+	third, err := says("", "")
+	if err != nil {
+		t.Error(err)
+	}
+	if err := cluster.Client.Delete(t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: place, Name: "node-2"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := says(third, "40"); !apierrors.IsConflict(err) {
+		t.Errorf("by the version of a Lease that was deleted: %v", err)
+	}
+	if _, err := says("", ""); err != nil || announced() != "" {
+		t.Errorf("made again it announces %q, %v", announced(), err)
+	}
+}
+
 // leases are written by the agent of that host only, and read by none.
 func leases(t *testing.T, cluster *envtest.Cluster) {
 	t.Helper()
-	word := func(as client.Client, node string) error {
-		lease := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
-			"metadata": map[string]any{"namespace": place, "name": node}, "spec": map[string]any{"holderIdentity": "forged"}}}
-		return as.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(lease), client.FieldOwner("holdfast-witness"), client.ForceOwnership)
+	uid := types.UID("")
+	of := func(as client.Client, node, version, said string) (string, error) {
+		about := map[string]any{"namespace": place, "name": node}
+		if version != "" {
+			about["resourceVersion"], about["uid"], about["annotations"] = version, string(uid), map[string]any{wire.AnnotationSelfFence: said}
+		}
+		lease := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": about, "spec": map[string]any{"holderIdentity": "forged"}}}
+		err := as.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(lease), client.FieldOwner("holdfast-witness"), client.ForceOwnership)
+		uid = cmp.Or(lease.GetUID(), uid)
+		return lease.GetResourceVersion(), err
 	}
+	word := func(as client.Client, node string) error { _, err := of(as, node, "", ""); return err }
 	own := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: place, Name: "node-1"}}
 	await(t, cluster, own, "the Lease that the agent's program has written", func() bool { return own.Spec.HolderIdentity != nil && own.Spec.RenewTime != nil })
 	if boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err != nil || *own.Spec.HolderIdentity != strings.TrimSpace(string(boot)) || *own.Spec.LeaseDurationSeconds != 1 {
@@ -128,6 +177,7 @@ func leases(t *testing.T, cluster *envtest.Cluster) {
 			t.Errorf("%s writes the Lease of node-1: %v", who, err)
 		}
 	}
+	announcements(t, cluster, func(version, said string) (string, error) { return of(other, "node-2", version, said) })
 	if err := other.Get(t.Context(), client.ObjectKeyFromObject(own), own); !apierrors.IsForbidden(err) {
 		t.Errorf("an agent may read a Lease: %v", err)
 	}
