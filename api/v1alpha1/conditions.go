@@ -78,6 +78,7 @@ const (
 	ReasonVerifiedOff      = "VerifiedOff"
 	ReasonVerifiedGone     = "VerifiedGone"
 	ReasonAttested         = "AttestedDead"
+	ReasonSelfFenced       = "SelfFenced"
 	ReasonNotEstablished   = "NotEstablished"
 	ReasonPodsReleased     = "PodsReleased"
 	ReasonNotReleased      = "NotReleased"

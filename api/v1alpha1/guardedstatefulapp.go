@@ -173,13 +173,15 @@ type OnIsolation struct {
 	WhenNotServing WhenNotServing `json:"whenNotServing,omitempty"`
 }
 
-// ProofStrength orders what counts as proof that a host cannot write any more: Attested, PowerOff, Gone, from the weakest to the strongest.
-// +kubebuilder:validation:Enum=Attested;PowerOff;Gone
+// ProofStrength orders what counts as proof that a host cannot write any more: Attested, SelfFenced, PowerOff, Gone, from the weakest to the strongest.
+// +kubebuilder:validation:Enum=Attested;SelfFenced;PowerOff;Gone
 type ProofStrength string
 
 const (
 	// ProofAttested is a human's word, with nothing that speaks against it.
 	ProofAttested ProofStrength = "Attested"
+	// ProofSelfFenced is a hardware watchdog that the host said is armed, and that must have reset it by now.
+	ProofSelfFenced ProofStrength = "SelfFenced"
 	// ProofPowerOff is an Off that was commanded and read back from the host's own power device.
 	ProofPowerOff ProofStrength = "PowerOff"
 	// ProofGone is a machine that does not exist any more at its provider.
@@ -187,13 +189,15 @@ const (
 )
 
 // MinimumProof is the weakest proof that lets a host's writers be released.
-// +kubebuilder:validation:Enum=PowerOff;Attested
+// +kubebuilder:validation:Enum=PowerOff;SelfFenced;Attested
 type MinimumProof string
 
 const (
 	// MinimumProofPowerOff wants a device's proof.
 	MinimumProofPowerOff MinimumProof = "PowerOff"
-	// MinimumProofAttested takes a human's word too, where no device can prove it.
+	// MinimumProofSelfFenced takes the host's own watchdog too, where no device can prove it.
+	MinimumProofSelfFenced MinimumProof = "SelfFenced"
+	// MinimumProofAttested takes a human's word too, and the watchdog.
 	MinimumProofAttested MinimumProof = "Attested"
 )
 

@@ -285,17 +285,31 @@ func Decided(apps []App, profile *v1alpha1.FencingProfile, config v1alpha1.Guard
 	return out
 }
 
-// minimumProof is Attested only where every app on the host, and the profile if there is one, allows it.
+// minimumProof is the strongest that an app on the host, or the profile if there is one, asks for.
 func minimumProof(apps []App, profile *v1alpha1.FencingProfile) evidence.Strength {
-	if len(apps) == 0 || (profile != nil && profile.Spec.MinimumProof != v1alpha1.MinimumProofAttested) {
+	if len(apps) == 0 {
 		return evidence.StrengthPowerOff
 	}
-	for _, a := range apps {
-		if a.Spec.OnHostLoss.MinimumProof != v1alpha1.MinimumProofAttested {
-			return evidence.StrengthPowerOff
-		}
+	least := evidence.StrengthAttested
+	if profile != nil {
+		least = proves(profile.Spec.MinimumProof)
 	}
-	return evidence.StrengthAttested
+	for _, a := range apps {
+		least = max(least, proves(a.Spec.OnHostLoss.MinimumProof))
+	}
+	return least
+}
+
+// proves is the strength that is asked for; what is not known is PowerOff.
+func proves(m v1alpha1.MinimumProof) evidence.Strength {
+	switch m {
+	case v1alpha1.MinimumProofAttested:
+		return evidence.StrengthAttested
+	case v1alpha1.MinimumProofSelfFenced:
+		return evidence.StrengthSelfFenced
+	default:
+		return evidence.StrengthPowerOff
+	}
 }
 
 func orDefault(v, d int32) int32 {

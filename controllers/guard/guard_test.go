@@ -95,6 +95,10 @@ func TestAProfilesFloorAndTheDefaultsOfTheCluster(t *testing.T) {
 	if p := guard.PolicyFor([]guard.App{app(nil)}, profile, v1alpha1.GuardConfigSpec{}); p.MinimumProof != evidence.StrengthAttested {
 		t.Errorf("where app and profile take a human's word, %s is asked for", p.MinimumProof)
 	}
+	profile.Spec.MinimumProof = v1alpha1.MinimumProofSelfFenced
+	if p := guard.PolicyFor([]guard.App{app(nil)}, profile, v1alpha1.GuardConfigSpec{}); p.MinimumProof != evidence.StrengthSelfFenced {
+		t.Errorf("where the app takes a human's word and the profile a watchdog, %s is asked for", p.MinimumProof)
+	}
 	if p := guard.PolicyFor(nil, profile, v1alpha1.GuardConfigSpec{}); p.MinimumProof != evidence.StrengthPowerOff {
 		t.Errorf("where nobody is asked, %s is enough", p.MinimumProof)
 	}

@@ -445,7 +445,7 @@ func (r *Reconciler) recordProof(w *world, found verdict.Found) {
 		if !ok {
 			return // it was read in this round, so it is there
 		}
-		if part.Method == evidence.Attesting {
+		if noDevice(part) {
 			p.Identity = fencing.Normalise(w.seen.Host.SystemUUID)
 		}
 		proof.Parts = append(proof.Parts, p)
@@ -463,10 +463,13 @@ func (r *Reconciler) recordProof(w *world, found verdict.Found) {
 	r.event(w, "Warning", "ProofEstablished", "host %s is lost: %s", w.seen.Host.Node, found.Findings[0].Because)
 }
 
-// proofPart is what one method contributes: a human's word, and a machine that is gone, cover the whole host.
+// noDevice reports whether a part of a proof is a human's word, or the host's own watchdog.
+func noDevice(part verdict.Part) bool { return part.Strength < evidence.StrengthPowerOff }
+
+// proofPart is what one method contributes: a human's word, a watchdog, and a machine that is gone, cover the whole host.
 func proofPart(part verdict.Part, devices []guard.Device) (v1alpha1.ProofPart, bool) {
 	out := v1alpha1.ProofPart{Method: part.Method, Strength: v1alpha1.ProofStrength(part.Strength.String()), Covers: []string{"Host"}, AttemptID: part.Attempt}
-	if part.Method == evidence.Attesting {
+	if noDevice(part) {
 		return out, true
 	}
 	for _, d := range devices {

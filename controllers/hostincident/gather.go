@@ -619,7 +619,7 @@ func (r *Reconciler) gatherJournal(w *world) evidence.Journal {
 	}
 	j.StepFor = r.phases.running(w.incident, r.Clock)
 	if s.Proof != nil {
-		j.Attested = s.Proof.Strength == v1alpha1.ProofAttested
+		j.Word = map[v1alpha1.ProofStrength]string{v1alpha1.ProofAttested: evidence.Attesting, v1alpha1.ProofSelfFenced: evidence.SelfFencing}[s.Proof.Strength]
 		j.ProvenSince = r.Clock.Instant() - evidence.Instant(r.Powers.Since(w.incident.Name+"/proof/"+s.Proof.EstablishedAt.String()))
 	}
 	for _, a := range s.Attempts {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/engine/evidence"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
 )
 
 var counting = time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC)
@@ -29,6 +30,19 @@ func random(rng *rand.Rand) []v1alpha1.Attempt {
 			PowerBefore: powers[rng.IntN(3)].String(), IntendedAt: metav1.Time{Time: counting.Add(time.Duration(i-30) * time.Minute)}})
 	}
 	return out
+}
+
+// TestAProofWithoutADeviceCoversTheHost, and is journalled under its own name; a device's needs the device.
+func TestAProofWithoutADeviceCoversTheHost(t *testing.T) {
+	for _, part := range []verdict.Part{{Method: evidence.SelfFencing, Attempt: evidence.SelfFencing, Strength: evidence.StrengthSelfFenced}, {Method: evidence.Attesting, Attempt: "word", Strength: evidence.StrengthAttested}} {
+		got, ok := proofPart(part, nil)
+		if !ok || got.Method != part.Method || string(got.Strength) != part.Strength.String() || got.AttemptID != part.Attempt || !slices.Equal(got.Covers, []string{"Host"}) {
+			t.Errorf("%s: %+v, %v", part.Method, got, ok)
+		}
+	}
+	if _, ok := proofPart(verdict.Part{Method: evidence.SelfFencing, Attempt: "off-1", Strength: evidence.StrengthPowerOff}, nil); ok {
+		t.Error("a method that is not there is proof, by its name")
+	}
 }
 
 // spent is what the budget counts.

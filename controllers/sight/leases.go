@@ -6,6 +6,7 @@ package sight
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -13,6 +14,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/holdfast-dev/holdfast/agent/wire"
 	"github.com/holdfast-dev/holdfast/engine/evidence"
 )
 
@@ -27,13 +29,14 @@ type Leases struct {
 	agent    map[string]*word
 }
 
-// word is what the agent of a host says in its own Lease.
+// word is what the agent of a host says in its own Lease. Of the AgentLease, only what the word itself says is kept here.
 type word struct {
 	motion
-	boot  string
-	every time.Duration
 	// written moves with every write of the Lease, also with one that says nothing new.
 	written motion
+	evidence.AgentLease
+	// version is that of the Lease as it was last read: whoever writes it, whatever it says, the count of how long it has stood begins anew.
+	version string
 }
 
 // motion is one value that moves.
@@ -99,11 +102,14 @@ func (l *Leases) SeeLease(lease *coordinationv1.Lease, asked evidence.Instant, l
 
 // SeeAgent takes the Lease of a host's own agent, as SeeLease does that of its kubelet. A Lease that says nothing of a renewal is none.
 func (l *Leases) SeeAgent(lease *coordinationv1.Lease, asked evidence.Instant, live bool) {
-	if lease.Spec.RenewTime == nil || lease.Spec.HolderIdentity == nil {
-		return
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if lease.Spec.RenewTime == nil || lease.Spec.HolderIdentity == nil {
+		if live {
+			delete(l.agent, lease.Name) // what was said before stands there no more
+		}
+		return
+	}
 	w, ok := l.agent[lease.Name]
 	if !ok {
 		w = &word{}
@@ -113,15 +119,32 @@ func (l *Leases) SeeAgent(lease *coordinationv1.Lease, asked evidence.Instant, l
 		w.written.observe(version, asked, live)
 	}
 	said := boot(*lease.Spec.HolderIdentity)
-	value := lease.Spec.RenewTime.UTC().Format(renewFormat) + "|" + said
+	value := strings.Join([]string{lease.Spec.RenewTime.UTC().Format(renewFormat), said, lease.Annotations[wire.AnnotationSelfFence], lease.Annotations[wire.AnnotationPulse]}, "|")
 	if w.stale(value, asked, live) {
 		return
 	}
-	w.observe(value, asked, live)
-	w.boot, w.every = said, 0
-	if s := lease.Spec.LeaseDurationSeconds; s != nil {
-		w.every = time.Duration(*s) * time.Second
+	if value != w.value || lease.ResourceVersion != w.version {
+		// It had stood for so long when it was last read live that the host was to be reset: whoever speaks after that was not.
+		due := w.Due()
+		late := due > 0 && w.hasSeen && w.seen.Sub(w.Since) >= due
+		w.Outlived, w.Since = w.BootID == said && (w.Outlived || late), l.clock.Instant()
+		w.version = lease.ResourceVersion
 	}
+	w.observe(value, asked, live)
+	w.BootID, w.Every = said, 0
+	if s := lease.Spec.LeaseDurationSeconds; s != nil {
+		w.Every = time.Duration(*s) * time.Second
+	}
+	w.Pulse, w.Bound = lease.Annotations[wire.AnnotationPulse] == "true", bound(lease.Annotations[wire.AnnotationSelfFence])
+}
+
+// bound is what an agent says of its watchdog. What is no whole number of seconds, or longer than any agent gives itself, is nothing.
+func bound(seconds string) time.Duration {
+	n, err := strconv.ParseUint(seconds, 10, 16)
+	if err != nil || n > wire.MaxSelfFenceSeconds {
+		return 0
+	}
+	return time.Duration(n) * time.Second
 }
 
 // Agent returns what is known of the Lease of a host's own agent. read says whether a live read was answered that was asked at that instant.
@@ -131,8 +154,9 @@ func (l *Leases) Agent(host string, read, missing bool, asked evidence.Instant) 
 	now := l.clock.Instant()
 	out := evidence.AgentLease{Read: read, Missing: missing, At: now, Asked: asked}
 	if w, ok := l.agent[host]; ok {
-		out.BootID, out.Every, out.Age = w.boot, w.every, now.Sub(w.firstSeen)
-		out.Moved, out.NotBefore = w.moved, w.notBefore
+		out = w.AgentLease
+		out.Read, out.Missing, out.At, out.Asked = read, missing, now, asked
+		out.Age, out.Moved, out.NotBefore = now.Sub(w.firstSeen), w.moved, w.notBefore
 	}
 	return out
 }

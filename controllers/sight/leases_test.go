@@ -13,6 +13,7 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
 
+	"github.com/holdfast-dev/holdfast/agent/wire"
 	"github.com/holdfast-dev/holdfast/engine/evidence"
 )
 
@@ -296,6 +297,91 @@ func TestAnAgentsWordIsDatedByLiveReads(t *testing.T) {
 	leases.SeeAgent(said("b2", 2*time.Second), clock.Instant(), true)
 	if got := leases.Agent("a", true, false, at(21)); got.BootID != "b2" || !got.Moved || got.Age != 0 || got.NotBefore != at(10) {
 		t.Errorf("the first word of the next boot: %+v", got)
+	}
+}
+
+// armed is a word that says how long the host lives after it.
+func armed(boot string, after time.Duration, seconds string) *coordinationv1.Lease {
+	lease := said(boot, after)
+	lease.Annotations = map[string]string{wire.AnnotationSelfFence: seconds, wire.AnnotationPulse: "true"}
+	return lease
+}
+
+func TestAWordThatAnnouncesAResetCountsFromWhenItWasHere(t *testing.T) {
+	source, clock := stepped()
+	leases := NewLeases(clock)
+	asked := clock.Instant()
+	source.Step(3 * time.Second) // the answer was long on its way, and the word may be younger than the question
+	leases.SeeAgent(armed("b1", 0, "40"), asked, true)
+	source.Step(50 * time.Second)
+	got := leases.Agent("a", true, false, at(50))
+	if got.Bound != 40*time.Second || !got.Pulse || got.Since != at(3) || got.Stood() != 47*time.Second || got.Outlived {
+		t.Errorf("%+v, stood %s", got, got.Stood())
+	}
+	leases.SeeAgent(armed("b1", 0, "40"), at(50), true)
+	if got := leases.Agent("a", true, false, at(50)); got.Since != at(3) {
+		t.Errorf("seen again, it counts from %v", got.Since)
+	}
+	leases.SeeAgent(said("b1", 0), at(51), true) // the same time, and the announcement taken back
+	if got := leases.Agent("a", true, false, at(51)); got.Bound != 0 || got.Pulse || got.Stood() >= 0 {
+		t.Errorf("taken back: %+v", got)
+	}
+}
+
+// A write that changes nothing in the word was taken by the API all the same, and may be a contact.
+func TestEveryWriteOfTheLeaseBeginsTheCountAnew(t *testing.T) {
+	source, clock := stepped()
+	leases := NewLeases(clock)
+	first, second := armed("b1", 0, "40"), armed("b1", 0, "40")
+	first.ResourceVersion, second.ResourceVersion = "7", "8"
+	leases.SeeAgent(first, clock.Instant(), true)
+	source.Step(20 * time.Second)
+	leases.SeeAgent(second, clock.Instant(), true)
+	source.Step(time.Second)
+	if got := leases.Agent("a", true, false, clock.Instant()); got.Stood() != time.Second || got.Moved || got.Age != 21*time.Second {
+		t.Errorf("stood %s: %+v", got.Stood(), got)
+	}
+}
+
+func TestAHostThatSpeaksAfterItsResetHasOutlivedIt(t *testing.T) {
+	for name, c := range map[string]struct {
+		bound string
+		read  time.Duration // last live, before the next word
+		boot  string
+		want  bool
+	}{
+		"long after":                      {"40", 45 * time.Second, "b1", true},
+		"that was not read long after":    {"40", 44 * time.Second, "b1", false},
+		"in the next boot":                {"40", 45 * time.Second, "b2", false},
+		"that it had not announced":       {"", 45 * time.Second, "b1", false},
+		"that is too short to be true":    {"3", 45 * time.Second, "b1", false},
+		"that is no number":               {"-40", 45 * time.Second, "b1", false},
+		"that is longer than any of ours": {"7201", 3 * time.Hour, "b1", false},
+	} {
+		source, clock := stepped()
+		leases := NewLeases(clock)
+		leases.SeeAgent(armed("b1", 0, c.bound), clock.Instant(), true)
+		source.Step(c.read)
+		leases.SeeAgent(armed("b1", 0, c.bound), clock.Instant(), true)
+		source.Step(time.Minute)
+		leases.SeeAgent(armed(c.boot, time.Second, c.bound), clock.Instant(), false)
+		if got := leases.Agent("a", true, false, 0); got.Outlived != c.want {
+			t.Errorf("a reset %s: outlived %v", name, got.Outlived)
+		}
+		leases.SeeAgent(armed(c.boot, 2*time.Second, c.bound), clock.Instant(), true)
+		if got := leases.Agent("a", true, false, 0); got.Outlived != c.want {
+			t.Errorf("a reset %s: after another word, outlived %v", name, got.Outlived)
+		}
+	}
+}
+
+func TestALeaseThatIsEmptiedTakesBackWhatItSaid(t *testing.T) {
+	_, clock := stepped()
+	leases := NewLeases(clock)
+	leases.SeeAgent(armed("b1", 0, "40"), clock.Instant(), true)
+	leases.SeeAgent(renewed(0), clock.Instant(), true)
+	if got := leases.Agent("a", true, false, 0); got.Bound != 0 || got.BootID != "" {
+		t.Errorf("%+v", got)
 	}
 }
 

@@ -308,6 +308,8 @@ const (
 	StrengthNone Strength = iota
 	// StrengthAttested: a human says so, and nothing speaks against it.
 	StrengthAttested
+	// StrengthSelfFenced: the host said that a hardware watchdog resets it, and has been silent for longer than that takes.
+	StrengthSelfFenced
 	// StrengthPowerOff: commanded off and read back off.
 	StrengthPowerOff
 	// StrengthGone: the machine no longer exists at its provider.
@@ -315,7 +317,9 @@ const (
 )
 
 // String returns the word used in status.
-func (s Strength) String() string { return [...]string{"None", "Attested", "PowerOff", "Gone"}[s] }
+func (s Strength) String() string {
+	return [...]string{"None", "Attested", "SelfFenced", "PowerOff", "Gone"}[s]
+}
 
 // Power is the latest reading of one fencing method, with what the method is.
 type Power struct {
@@ -361,6 +365,9 @@ type Attestation struct {
 
 // Attesting is the name by which an attestation stands in a proof, and in Distrusted once it was refuted.
 const Attesting = "attestation"
+
+// SelfFencing is the name by which a host's own watchdog does.
+const SelfFencing = "self-fence"
 
 // RunGap is the longest time between two readings of Off that still counts as Off in between: no machine is switched on, boots and
 // answers within it. Open incidents are looked at more often than that.
@@ -563,8 +570,9 @@ type Journal struct {
 	// ProofRecorded is true when proof was established and written down earlier in this incident. It is history, not evidence:
 	// release still wants a fresh reading.
 	ProofRecorded bool
-	// Attested is true when that proof was a human's word, and ProvenSince is when this observer first saw a proof written down.
-	Attested    bool
+	// Word is what that proof rested on where it was no device: Attesting or SelfFencing, and empty otherwise. ProvenSince is when this observer first saw a
+	// proof written down.
+	Word        string
 	ProvenSince Instant
 	// Released counts pods whose objects are known to be gone after proof; Pods counts all that were ever listed.
 	Released int

@@ -140,7 +140,31 @@ type AgentLease struct {
 	// been said.
 	Moved     bool
 	NotBefore Instant
+
+	// Pulse is true of a word that says nothing but that its agent reached the API: it was not said because nobody was heard.
+	Pulse bool
+	// Bound is how long at most the host lives after the word, by its watchdog, unless the agent says another; zero where no watchdog counts.
+	Bound time.Duration
+	// Since is when this observer had the word before it: it was said no later.
+	Since Instant
+	// Outlived is true when this observer has seen a word of this boot after one that said that the host would be reset by then.
+	Outlived bool
 }
+
+// LeastBound is less than any agent gives itself: ten seconds of contact, and twice a timeout of four seconds. An announcement of less is none.
+const LeastBound = 18 * time.Second
+
+// Due is how long a word must have stood before its host is reset for certain: its bound, and a tenth of that for what the hardware's clock and ours are wrong
+// by and what the reset takes, five seconds at least. Zero where nothing is announced.
+func (l AgentLease) Due() time.Duration {
+	if l.Bound < LeastBound {
+		return 0
+	}
+	return l.Bound + max(l.Bound/10, 5*time.Second)
+}
+
+// Stood is how long the word is known to have stood: from when this observer had it to before it was last read live.
+func (l AgentLease) Stood() time.Duration { return l.Asked.Sub(l.Since) }
 
 const (
 	// CallSpan is how long after gossip gave its host up an agent that lives and reaches the API has said so, at the latest: it takes itself for cut off after
@@ -284,10 +308,11 @@ func (s Snapshot) answeredByAgent() int {
 	return n
 }
 
-// AgentCalls reports whether the agent of this boot spoke through its Lease lately: in a large cluster, where words come more seldom, until the next is overdue.
+// AgentCalls reports whether the agent of this boot said lately, through its Lease, that it hears nobody: in a large cluster, where words come more seldom, until the next is
+// overdue.
 func (s Snapshot) AgentCalls() bool {
 	sign, called := s.called()
-	return called && s.At.Sub(sign.NotAfter) <= max(AgentSpan, min(s.AgentLease.Every, callMost)+WordSpan)
+	return called && !s.AgentLease.Pulse && s.At.Sub(sign.NotAfter) <= max(AgentSpan, min(s.AgentLease.Every, callMost)+WordSpan)
 }
 
 // called is when the agent of this boot last spoke through its Lease, if this observer saw that.

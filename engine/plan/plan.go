@@ -421,7 +421,7 @@ func (m *maker) fence(because string) {
 		m.advance(evidence.StepConfirmed, because)
 	}
 	braked := m.braked("Fence", fencing)
-	if braked && (m.out.BlockedBy != BlockUnsettledAttempt || m.found.Attestation == "") {
+	if braked && (m.out.BlockedBy != BlockUnsettledAttempt || m.found.Word == "") {
 		return
 	}
 	step, ok := m.nextToProof(because, !braked)
@@ -438,7 +438,7 @@ func (m *maker) fence(because string) {
 }
 
 // nextToProof is the step that brings proof closer: the taint where all that has to be off is off, another Off command where it is not. Where no method can
-// be used, or command forbids it, a human's word takes the place of the devices'.
+// be used, or command forbids it, a human's word or the host's own watchdog takes the place of the devices'.
 func (m *maker) nextToProof(because string, command bool) (Step, bool) {
 	taint := Step{Kind: Taint, Because: because}
 	if m.commandedAndOff() {
@@ -450,12 +450,12 @@ func (m *maker) nextToProof(because string, command bool) (Step, bool) {
 			return Step{Kind: Isolate, Target: m.method.Method, Level: m.method.Level, Because: because}, true
 		}
 	}
-	if m.found.Attestation == "" {
+	if m.found.Word == "" {
 		return Step{}, false
 	}
 	m.block("", "")
 	m.out.Next = nextFencing
-	taint.Because = "attestation " + m.found.Attestation
+	taint.Because = m.found.Word
 	return taint, !m.seen.Node.Fenced
 }
 

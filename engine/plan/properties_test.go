@@ -214,7 +214,7 @@ func anyPolicy(t *rapid.T) verdict.Policy {
 		Shadow: oneIn(t, 8, "shadow"), Paused: oneIn(t, 8, "paused"), ManualApproval: oneIn(t, 4, "manual"), KeepTraffic: true,
 		RestartKubelet: oneIn(t, 2, "restart"), AwaitLease: oneIn(t, 4, "await lease")}
 	if oneIn(t, 4, "minimum proof") {
-		p.MinimumProof = evidence.StrengthAttested
+		p.MinimumProof = rapid.SampledFrom([]evidence.Strength{evidence.StrengthAttested, evidence.StrengthSelfFenced}).Draw(t, "word allowed")
 	}
 	if oneIn(t, 6, "hold on loss") {
 		p.OnLoss = verdict.Hold
@@ -307,7 +307,8 @@ func anyWitnesses(t *rapid.T, s evidence.Snapshot) evidence.Witnesses {
 func anyAgentLease(t *rapid.T) evidence.AgentLease {
 	return evidence.AgentLease{Read: !oneIn(t, 4, "agent's lease unread"), Missing: oneIn(t, 8, "agent's lease missing"), At: now, Asked: now, Every: time.Second,
 		BootID: rapid.SampledFrom([]string{"b1", "b1", "b2", ""}).Draw(t, "agent's lease boot"), Age: span(t, "agent's lease"), Moved: oneIn(t, 3, "agent's lease moved"),
-		NotBefore: ago(span(t, "agent's lease not before"))}
+		NotBefore: ago(span(t, "agent's lease not before")), Pulse: oneIn(t, 2, "pulse"), Outlived: oneIn(t, 8, "outlived"), Since: ago(3 * span(t, "agent's lease since")),
+		Bound: rapid.SampledFrom([]time.Duration{0, 17 * time.Second, 20 * time.Second, 45 * time.Second, 100 * time.Second}).Draw(t, "bound")}
 }
 
 func anySign(t *rapid.T, name string) evidence.Sign {
@@ -390,7 +391,7 @@ func anyAttestation(t *rapid.T, read evidence.Instant) evidence.Attestation {
 }
 
 func anyJournal(t *rapid.T) evidence.Journal {
-	j := evidence.Journal{Name: "i", ProofRecorded: oneIn(t, 3, "proof"), Attested: oneIn(t, 3, "proof is a word"), ProvenSince: ago(span(t, "proven since")), Approved: oneIn(t, 2, "approved"), Apps: []string{"ns/app"},
+	j := evidence.Journal{Name: "i", ProofRecorded: oneIn(t, 3, "proof"), Word: rapid.SampledFrom([]string{"", "", evidence.Attesting, evidence.SelfFencing}).Draw(t, "proof is a word"), ProvenSince: ago(span(t, "proven since")), Approved: oneIn(t, 2, "approved"), Apps: []string{"ns/app"},
 		Step: rapid.SampledFrom([]evidence.Step{evidence.StepSuspected, evidence.StepHolding, evidence.StepConfirmed, evidence.StepFencing, evidence.StepReleasing,
 			evidence.StepRecovering, evidence.StepResolved, evidence.StepClosed}).Draw(t, "step")}
 	for i := range rapid.IntRange(0, 3).Draw(t, "attempts") {
@@ -401,14 +402,14 @@ func anyJournal(t *rapid.T) evidence.Journal {
 		j.Attempts = append(j.Attempts, a)
 	}
 	if oneIn(t, 5, "distrust") {
-		j.Distrusted = []string{"m0"}
+		j.Distrusted = []string{rapid.SampledFrom([]string{"m0", "m0", evidence.SelfFencing, evidence.Attesting}).Draw(t, "distrusted")}
 	}
 	return j
 }
 
 // proven states I1, I3 and I4 for all devices together in other words than the engine's: every volume of every writer is cut by a device that stands.
 func proven(s situation) bool {
-	if slices.ContainsFunc(s.seen.Attestations, func(a evidence.Attestation) bool { return attests(s, a) }) {
+	if slices.ContainsFunc(s.seen.Attestations, func(a evidence.Attestation) bool { return attests(s, a) }) || fencesItself(s) {
 		return true
 	}
 	for _, w := range s.seen.Writers {
@@ -436,6 +437,19 @@ func stands(s situation, p evidence.Power) bool {
 		(p.State == evidence.PowerGone || (p.State == evidence.PowerOff && commanded)) && p.Identity == evidence.IdentityMatches && p.At >= n.At &&
 		!slices.Contains(j.Distrusted, p.Method) && quietSince(s.seen, p.OffSince+evidence.Instant(time.Second)) &&
 		quietSince(s.seen, p.At-evidence.Instant(3*time.Second)) && !otherReadsOn(s.seen, p)
+}
+
+// fencesItself states what makes a host's watchdog count: all apps allow it, its agent announced it in this boot and has not moved since for the bound and a margin,
+// nothing has shown life since then, this boot has never outlived it, and all that a human's word wants beside.
+func fencesItself(s situation) bool {
+	l := s.seen.AgentLease
+	margin := max(5*time.Second, l.Bound/10)
+	end := l.Since + evidence.Instant(l.Bound+margin)
+	word := evidence.Attestation{BootID: "b1", At: l.Asked, Seen: end}
+	s.policy.MinimumProof = map[evidence.Strength]evidence.Strength{evidence.StrengthAttested: evidence.StrengthAttested, evidence.StrengthSelfFenced: evidence.StrengthAttested}[s.policy.MinimumProof]
+	distrusted := slices.Contains(s.seen.Journal.Distrusted, evidence.SelfFencing)
+	s.seen.Journal.Distrusted = slices.DeleteFunc(slices.Clone(s.seen.Journal.Distrusted), func(m string) bool { return m == evidence.Attesting })
+	return s.seen.Witnesses.On && l.Read && !l.Missing && l.BootID == "b1" && l.Bound >= 18*time.Second && l.Asked >= end && !l.Outlived && !distrusted && attests(s, word)
 }
 
 // attests states what makes a human's word count: all apps allow it, it is of this boot and holds, the Node is tainted, and silence is as sure as it gets
@@ -983,7 +997,7 @@ func shift(s evidence.Snapshot, by evidence.Instant) evidence.Snapshot {
 	for i := range s.Power {
 		instants = append(instants, &s.Power[i].At, &s.Power[i].OffSince, &s.Power[i].LastOff, &s.Power[i].LastOn)
 	}
-	instants = append(instants, &s.AgentLease.At, &s.AgentLease.Asked, &s.AgentLease.NotBefore, &s.Witnesses.Report.NotBefore, &s.Witnesses.Report.NotAfter)
+	instants = append(instants, &s.AgentLease.At, &s.AgentLease.Asked, &s.AgentLease.NotBefore, &s.AgentLease.Since, &s.Witnesses.Report.NotBefore, &s.Witnesses.Report.NotAfter)
 	s.Witnesses.Vantages = slices.Clone(s.Witnesses.Vantages)
 	for i := range s.Witnesses.Vantages {
 		v := &s.Witnesses.Vantages[i]
@@ -1019,12 +1033,13 @@ func TestWithoutVantagePointsItIsAsWithoutAgents(t *testing.T) {
 	})
 }
 
-// TestWitnessesNeverRelease: whatever agents say, it makes no host lost and releases nothing that would stay without them, but for one wait: where the host's
-// own agent would have spoken up by now if the host lived, nobody waits for its kubelet's lease.
+// TestWitnessesNeverRelease: whatever agents say, it makes no host lost and releases nothing that would stay without them, but for a watchdog, which is told of
+// elsewhere, and for one wait: where the host's own agent would have spoken up by now if the host lived, nobody waits for its kubelet's lease.
 func TestWitnessesNeverRelease(t *testing.T) {
 	check(t, func(t *rapid.T, s situation) {
 		with := s
 		with.seen.Witnesses, with.seen.AgentLease = anyWitnesses(t, s.seen), anyAgentLease(t)
+		with.seen.AgentLease.Bound = 0
 		s.seen.Witnesses, s.seen.AgentLease = evidence.Witnesses{}, evidence.AgentLease{}
 		if !with.policy.AwaitLease && silentAgent(with.seen) {
 			s.seen.Lease.Age = max(s.seen.Lease.Age, s.seen.Lease.Duration*9/32+1)

@@ -138,6 +138,8 @@ func provenBy(p *v1alpha1.Proof) string {
 	switch {
 	case p != nil && p.Strength == v1alpha1.ProofGone:
 		return v1alpha1.ReasonVerifiedGone
+	case p != nil && p.Strength == v1alpha1.ProofSelfFenced:
+		return v1alpha1.ReasonSelfFenced
 	case p != nil && p.Strength == v1alpha1.ProofAttested:
 		return v1alpha1.ReasonAttested
 	default:
@@ -229,9 +231,22 @@ func Evidence(s evidence.Snapshot, wall Wall) []v1alpha1.EvidenceRecord {
 	}
 	if s.Witnesses.On {
 		witnesses(s, add)
+		selfFence(s.AgentLease, add)
 	}
 	add("Cluster", fmt.Sprintf("%d of %d hosts late", s.Cluster.StaleHosts, s.Cluster.Hosts), evidence.RankNone, s.At)
 	return out
+}
+
+// selfFence puts into words what the host's agent announces of its watchdog.
+func selfFence(l evidence.AgentLease, add func(source, reading string, rank evidence.Rank, at evidence.Instant)) {
+	if l.Due() == 0 {
+		return
+	}
+	words := fmt.Sprintf("boot %s: reset within %s of its last word, which has stood for %s", l.BootID, l.Bound, l.Stood().Round(time.Second))
+	if l.Outlived {
+		words += "; it has outlived that before"
+	}
+	add("Watchdog", words, evidence.RankNone, l.Since)
 }
 
 // witnesses puts into words what each vantage point says, and what the host's own agent says of itself.

@@ -86,7 +86,10 @@ func (w *World) reversible(s plan.Step) {
 	case plan.Distrust:
 		w.journal.Distrusted = append(w.journal.Distrusted, s.Target)
 	case plan.RecordProof:
-		w.journal.ProofRecorded, w.journal.Attested = true, s.Target == evidence.Attesting
+		w.journal.ProofRecorded, w.journal.Word = true, ""
+		if s.Target == evidence.Attesting || s.Target == evidence.SelfFencing {
+			w.journal.Word = s.Target
+		}
 	case plan.Taint:
 		w.host.node.Fenced = true
 	case plan.SwapTaint:

@@ -18,7 +18,7 @@ func TestInvariantsNameRealTests(t *testing.T) {
 		t.Fatal(err)
 	}
 	var tests strings.Builder
-	for _, pattern := range []string{"../*/*_test.go", "../../test/scenario/*_test.go", "../../test/crash/*_test.go", "../../controllers/*/*_test.go", "../../fencing/*_test.go", "../../admission/*_test.go", "../../agent/*/*_test.go", "../../test/lab/reset/*_test.go", "../../test/e2e/*_test.go", "../../test/envtest/*/*_test.go"} {
+	for _, pattern := range []string{"../*/*_test.go", "../../test/scenario/*_test.go", "../../test/crash/*_test.go", "../../controllers/*/*_test.go", "../../fencing/*_test.go", "../../admission/*_test.go", "../../agent/*/*_test.go", "../../cmd/*/*_test.go", "../../test/selffence/*_test.go", "../../test/lab/reset/*_test.go", "../../test/e2e/*_test.go", "../../test/envtest/*/*_test.go"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)

@@ -4,6 +4,7 @@
 package scenario
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -68,6 +69,15 @@ var phrases = []phrase{
 	{"host is cut from the witnesses", allWitnesses(func(x *witness) { x.cut = true })},
 	{"host reaches the witnesses", allWitnesses(func(x *witness) { x.cut = false })},
 	{"agent dies", truth(func(w *World) { w.host.agent = false })},
+	{"agent leaves in order", truth(func(w *World) { w.leave() })},
+	{"host has a watchdog that lets go after <span> and resets after <timeout>", func(w *World, a []string) error {
+		span, wrong := time.ParseDuration(a[0])
+		timeout, wrongToo := time.ParseDuration(a[1])
+		w.host.watchdog = watchdog{span: span, timeout: timeout}
+		return errors.Join(wrong, wrongToo)
+	}},
+	{"watchdog resets nothing", truth(func(w *World) { w.host.watchdog.broken = true })},
+	{"watchdog is <n> percent slow", func(w *World, a []string) error { return number(a[0], &w.host.watchdog.slow) }},
 	{"agent returns", truth(func(w *World) { w.host.agent = w.host.powered })},
 	{"another machine <machine> takes the name in boot <boot>", func(w *World, a []string) error {
 		n := &w.host.node
@@ -224,6 +234,8 @@ func setPolicy(w *World, a []string) error {
 		p.Isolated = verdict.Act
 	case "minimumProof=Attested":
 		p.MinimumProof = evidence.StrengthAttested
+	case "minimumProof=SelfFenced":
+		p.MinimumProof = evidence.StrengthSelfFenced
 	case "approval=Manual":
 		p.ManualApproval = true
 	case "traffic=None":

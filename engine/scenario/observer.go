@@ -16,6 +16,8 @@ type observer struct {
 	began         time.Duration // or when the view was last bad
 	lease, status motion
 	word          motion
+	heard         word // the word that was read last
+	outlived      bool
 	others        motion
 	port          evidence.Port
 	apps          map[string]*appMemory
@@ -48,6 +50,16 @@ func (m *motion) see(value int, at time.Duration) {
 	m.lastRead = at
 }
 
+// read takes the Lease of the host's own agent.
+func (e *observer) read(x word, now time.Duration) {
+	if x.count != e.word.value {
+		due := evidence.AgentLease{Bound: e.heard.bound}.Due()
+		late := due > 0 && e.word.lastRead-e.word.firstSeen >= due
+		e.outlived, e.heard = x.boot == e.heard.boot && (e.outlived || late), x
+	}
+	e.word.see(x.count, now)
+}
+
 type appMemory struct {
 	next                   time.Duration
 	since                  time.Duration
@@ -74,7 +86,7 @@ func (w *World) look() {
 			e.lease.see(h.renewals, w.now)
 		}
 		if !h.leaseUnread && h.word.count > 0 {
-			e.word.see(h.word.count, w.now)
+			e.read(h.word, w.now)
 		}
 		e.others.see(w.cluster.othersCount, w.now)
 		if !h.nodeUnread && !h.node.Missing {

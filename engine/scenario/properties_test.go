@@ -248,6 +248,45 @@ func TestLiarsAreCaughtByTheAgentOfTheHost(t *testing.T) {
 	})
 }
 
+// TestWatchdogsNeverRelease a host that may still write, whatever happens to host, agent, network, API and leader, and however slow hardware and clocks are within the
+// margin. Most histories begin with a host that is cut off, and with no device that answers, so that it comes to that proof.
+func TestWatchdogsNeverRelease(t *testing.T) {
+	proven := 0
+	happens := append(slices.Clone(troubles), "agent dies", "agent returns", "agent leaves in order", "agent leaves in order", "host is cut from the witnesses", "host reaches the witnesses",
+		"userspace freezes", "host thaws", "witness w1 falls silent", "witness w1 answers", "device ipmi says Unreadable", "device ipmi tells the truth")
+	rapid.Check(t, func(t *rapid.T) {
+		h := newHistory(t)
+		h.AddWitnesses(3 - len(h.witnesses))
+		h.Policy.MinimumProof = evidence.StrengthSelfFenced
+		h.utter("host has a watchdog that lets go after " + rapid.SampledFrom([]string{"10s", "20s", "1m"}).Draw(t, "span") + " and resets after " + rapid.SampledFrom([]string{"4s", "10s", "30s"}).Draw(t, "timeout"))
+		h.utter(fmt.Sprintf("watchdog is %d percent slow", rapid.IntRange(0, 9).Draw(t, "slow")))
+		h.live(time.Duration(rapid.IntRange(0, 20).Draw(t, "before")) * time.Second)
+		for _, d := range h.devices {
+			if rapid.IntRange(1, 4).Draw(t, "device") > 1 {
+				h.utter("device " + d.Method + " says Unreadable")
+			}
+		}
+		for _, sentence := range []string{"host cannot be reached", "host is cut from the witnesses", "host loses the API"} {
+			if rapid.IntRange(1, 6).Draw(t, "cut") > 1 {
+				h.utter(sentence)
+				h.live(time.Duration(rapid.IntRange(0, 8).Draw(t, "between")) * time.Second)
+			}
+		}
+		for range rapid.IntRange(0, 8).Draw(t, "events") {
+			h.live(time.Duration(rapid.SampledFrom([]int{1, 2, 5, 15, 40, 90}).Draw(t, "seconds")) * time.Second)
+			h.utter(rapid.SampledFrom(happens).Draw(t, "what"))
+		}
+		h.live(2 * time.Minute)
+		if h.journal.Word == evidence.SelfFencing || strings.Contains(strings.Join(h.lines, "\n"), "RecordProof "+evidence.SelfFencing) {
+			proven++
+		}
+	})
+	if proven == 0 {
+		t.Error("no history came to a proof by the watchdog")
+	}
+	t.Logf("%d histories came to a proof by the watchdog", proven)
+}
+
 // TestEverythingEnds: from any past, once the reads work, the device obeys and nobody holds it back, a host that comes back is let in and one that is
 // dead is released. There is no way into a state without a way out.
 func TestEverythingEnds(t *testing.T) {

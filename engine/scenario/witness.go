@@ -45,6 +45,9 @@ type word struct {
 	boot      string
 	at, every time.Duration
 	count     int
+	// pulse: it was not said because nobody is heard. bound is what it says of the watchdog.
+	pulse bool
+	bound time.Duration
 }
 
 // vantage is what an observer remembers of a witness.
@@ -79,19 +82,17 @@ func (w *World) gossip() {
 	}
 }
 
-// call lets the host's own agent speak through the API: once in each boot, and then while it hears nobody.
+// call lets the host's own agent speak through the API: once in each boot, then while it hears nobody, and all the time where it has a watchdog.
 func (w *World) call() {
 	h := &w.host
-	if len(w.witnesses) == 0 || !h.powered || !h.kernel || !h.userspace || !h.agent || !h.toAPI || w.cluster.apiSilent {
-		return
-	}
 	silence, every := w.now-w.gossiped, agentEvery
 	if silence > agentDeaf+agentSoon {
 		every = agentSlow
 	}
 	alone := w.gossiped > 0 && silence > agentDeaf
-	if h.word.boot != h.boot || (alone && w.now-h.word.at >= every) {
-		h.word = word{boot: h.boot, at: w.now, every: every, count: h.word.count + 1}
+	pulse := h.watchdog.there() && (!h.watchdog.held || w.now-h.word.at >= h.watchdog.span/4)
+	if h.word.boot != h.boot || (alone && w.now-h.word.at >= every) || pulse {
+		w.says(word{every: every, pulse: !alone && h.watchdog.there()})
 	}
 }
 
@@ -105,6 +106,23 @@ func (w *World) touch() {
 	w.cluster.othersCount++
 }
 
+// says puts a word of the host's own agent into its Lease, and reports whether the API took it.
+func (w *World) says(x word) bool {
+	h := &w.host
+	if len(w.witnesses) == 0 || !h.powered || !h.kernel || !h.userspace || !h.agent || !h.toAPI || w.cluster.apiSilent {
+		return false
+	}
+	x.boot, x.at, x.count = h.boot, w.now, h.word.count+1
+	if x.every > 0 {
+		x.bound = h.watchdog.bound()
+	}
+	h.word = x
+	if h.watchdog.there() {
+		h.watchdog.reached(w.now)
+	}
+	return true
+}
+
 // agentLease is the Lease of the host's own agent as the observer knows it.
 func (w *World) agentLease() evidence.AgentLease {
 	if len(w.witnesses) == 0 {
@@ -113,7 +131,7 @@ func (w *World) agentLease() evidence.AgentLease {
 	h, m := w.host, w.eyes.word
 	now := evidence.Instant(w.now)
 	return evidence.AgentLease{Read: !h.leaseUnread && !w.cluster.apiSilent, Missing: h.word.count == 0, At: now, Asked: now, BootID: h.word.boot, Every: h.word.every,
-		Age: w.now - m.firstSeen, Moved: m.moved, NotBefore: evidence.Instant(m.notBefore)}
+		Age: w.now - m.firstSeen, Moved: m.moved, NotBefore: evidence.Instant(m.notBefore), Pulse: h.word.pulse, Bound: h.word.bound, Since: evidence.Instant(m.firstSeen), Outlived: w.eyes.outlived}
 }
 
 func pulse(alive bool) evidence.Pulse {

@@ -107,6 +107,7 @@ type host struct {
 	nodeUnread, leaseUnread, listsUnread bool
 	portUnasked                          bool
 	word                                 word
+	watchdog                             watchdog
 }
 
 type pod struct {
@@ -272,6 +273,7 @@ func (w *World) happen() {
 	w.gossip()
 	w.call()
 	w.touch()
+	w.count()
 	if !w.cluster.othersSilent && w.now-w.cluster.othersAt >= renewEvery {
 		w.cluster.othersAt = w.now
 		w.cluster.othersCount++
@@ -319,6 +321,7 @@ func (w *World) bootAs(boot string) {
 	w.losePower()
 	h := &w.host
 	h.powered, h.runtimeDown, h.boot = true, false, boot
+	h.watchdog.counts, h.watchdog.held, h.watchdog.stood = false, false, false
 	h.toAPI, h.toUs = true, true
 	clear(w.cut) // whoever switches a host on gives it its volumes back
 	here := func() bool { return h.powered && h.boot == boot }

@@ -22,6 +22,7 @@ type rule struct {
 var rules = []rule{
 	{"ProofRefuted", Unknown, proofRefuted},
 	{"VerifiedOff", Lost, verifiedOff},
+	{"SelfFenced", Lost, selfFenced},
 	{"AttestedDead", Lost, attestedDead},
 	{"OtherMachine", Unknown, otherMachine},
 	{"NewBoot", Healthy, newBoot},
@@ -116,10 +117,10 @@ func (in sight) power(method string) evidence.Power {
 	return evidence.Power{Method: method, CoversHost: true}
 }
 
-// off is the latest moment, over the trusted devices of this machine that this observer has read Off, of what a device says of its Off; for a proof that is a
-// human's word, not before that was first seen.
+// off is the latest moment, over the trusted devices of this machine that this observer has read Off, of what a device says of its Off; for a proof that is no
+// device's, not before that was first seen.
 func (in sight) off(when func(evidence.Power) evidence.Instant) (latest evidence.Instant, seen bool) {
-	if in.Journal.Attested {
+	if in.Journal.Word != "" {
 		latest, seen = in.Journal.ProvenSince, true
 	}
 	for _, pw := range in.Power {
@@ -136,7 +137,7 @@ func offBegan(p evidence.Power) evidence.Instant { return p.OffSince + evidence.
 func lastOff(p evidence.Power) evidence.Instant { return p.LastOff }
 
 func verifiedOff(in sight) (string, bool) {
-	if !in.proof.Fresh || in.proof.Strength <= evidence.StrengthAttested {
+	if !in.proof.Fresh || in.proof.Strength < evidence.StrengthPowerOff {
 		return "", false
 	}
 	var parts []string
@@ -151,6 +152,14 @@ func verifiedOff(in sight) (string, bool) {
 		verb = "all of them read Off"
 	}
 	return fmt.Sprintf("%s, the Node is tainted, and %s since", strings.Join(parts, ", "), verb), true
+}
+
+func selfFenced(in sight) (string, bool) {
+	if !in.proof.Fresh || in.proof.Strength != evidence.StrengthSelfFenced {
+		return "", false
+	}
+	return fmt.Sprintf("its watchdog resets the host within %s of a word that has stood for %s, every plane is silent while others are heard, and the Node is tainted",
+		span(in.AgentLease.Bound), span(in.AgentLease.Stood())), true
 }
 
 func attestedDead(in sight) (string, bool) {

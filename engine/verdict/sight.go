@@ -37,7 +37,7 @@ type sight struct {
 	outdated     []string // methods whose last word was Off, that cannot be read now, and after which the host has shown life
 	proof        Proof
 	proofGap     string // why a device that reads Off proves nothing yet
-	attestation  string // the human's word that would be proof, or is
+	word         string // what would be proof without a device, or is
 }
 
 func look(s evidence.Snapshot, p Policy) sight {
@@ -60,6 +60,9 @@ func look(s evidence.Snapshot, p Policy) sight {
 	}
 	in.prove()
 	if !in.proof.Fresh {
+		in.countOut()
+	}
+	if !in.proof.Fresh && in.word == "" {
 		in.attest()
 	}
 	return in
@@ -98,6 +101,56 @@ func (in *sight) prove() {
 	}
 }
 
+// countOut takes the host's own watchdog for a proof where no device gives one: its agent said that the host is reset unless it says another word, has said none for
+// longer than that takes, and the API had every word that the host could go on. It wants all that a human's word does.
+// docs/adr/0015-a-host-that-fences-itself.md has the arithmetic.
+func (in *sight) countOut() {
+	if !in.Witnesses.On || in.AgentLease.Due() == 0 {
+		return
+	}
+	if gap := in.countGap(in.AgentLease); gap != "" {
+		in.proofGap = "self-fence: " + gap
+		return
+	}
+	in.word = evidence.SelfFencing
+	if !in.Node.Fenced {
+		in.proofGap = "self-fence: the Node does not carry the fenced taint yet"
+		return
+	}
+	in.proof = Proof{Fresh: true, Strength: evidence.StrengthSelfFenced, Parts: []Part{{Method: evidence.SelfFencing, Attempt: evidence.SelfFencing, Strength: evidence.StrengthSelfFenced}}}
+}
+
+// countGap says why a word that announces a reset proves nothing, but for the taint; it is empty when it does.
+func (in *sight) countGap(l evidence.AgentLease) string {
+	switch {
+	case in.policy.MinimumProof > evidence.StrengthSelfFenced:
+		return fmt.Sprintf("%s is asked for (minimumProof)", in.policy.MinimumProof)
+	case in.Journal.Distrusts(evidence.SelfFencing) || in.outlived():
+		return "the host has outlived its watchdog in this incident"
+	case !l.Read || l.Missing:
+		return "the Lease of the host's agent cannot be read"
+	case l.BootID == "" || l.BootID != in.Host.BootID:
+		return "the Lease is of boot " + short(l.BootID) + ", and not of the one in question"
+	case l.Asked < in.Node.At:
+		return "the Lease was read before the Node"
+	case l.Stood() < l.Due():
+		return fmt.Sprintf("the word has stood for %s of %s", span(l.Stood()), span(l.Due()))
+	}
+	return in.wordGap(l.Since + evidence.Instant(l.Due()))
+}
+
+// outlived reports whether this boot has shown life after its watchdog was to have reset it. Life that names no boot may be the next one's: it is waited for, and
+// no sign that the watchdog failed.
+func (in *sight) outlived() bool {
+	l := in.AgentLease
+	if !in.Witnesses.On || l.BootID == "" || l.BootID != in.Host.BootID {
+		return false
+	}
+	due := l.Since + evidence.Instant(l.Due())
+	_, spoke := in.AgentSpoke(due)
+	return l.Outlived || (l.Due() > 0 && (spoke || (in.Node.Spoke && in.SameBoot() && in.Node.SpokeNotBefore >= due)))
+}
+
 // attest takes a human's word for a proof where no device gives one. It is the weakest there is: it wants all that a host whose power reads On must show before
 // it is fenced, and no device that says otherwise.
 func (in *sight) attest() {
@@ -106,7 +159,7 @@ func (in *sight) attest() {
 			in.proofGap = "attestation " + a.Name + ": " + gap
 			continue
 		}
-		in.attestation = a.Name
+		in.word = "attestation " + a.Name
 		if !in.Node.Fenced {
 			in.proofGap = "attestation " + a.Name + ": the Node does not carry the fenced taint yet"
 			continue
@@ -118,28 +171,37 @@ func (in *sight) attest() {
 
 // attestGap says why an attestation proves nothing, but for the taint; it is empty when it does.
 func (in *sight) attestGap(a evidence.Attestation) string {
-	_, since := in.Life(a.Seen)
 	switch {
-	case in.Journal.ProofRecorded && len(in.contradicted)+len(in.outdated) > 0:
-		return "a device on which the loss rested said Off, and the host showed life since"
 	case in.policy.MinimumProof > evidence.StrengthAttested:
 		return fmt.Sprintf("%s is asked for (minimumProof)", in.policy.MinimumProof)
-	case !in.Journal.Open():
-		return "no incident is open"
 	case in.Journal.Distrusts(evidence.Attesting):
 		return "one was refuted in this incident"
-	case !in.Node.Read || in.Node.Missing || !in.Lease.Read || !in.Listed:
-		return "the Node, its Lease or its pods cannot be read"
-	case a.BootID == "" || a.BootID != in.Host.BootID || !in.SameBoot():
+	case a.BootID == "" || a.BootID != in.Host.BootID:
 		return "it is of boot " + short(a.BootID) + ", and not of the one in question"
-	case !in.SameMachine():
-		return "the Node names another machine"
 	case a.Expired:
 		return "it has expired"
 	case a.At < in.Node.At:
 		return "it was read before the Node"
+	}
+	return in.wordGap(a.Seen)
+}
+
+// wordGap says why no word can be a proof that stands for what was so from the instant given on.
+func (in *sight) wordGap(from evidence.Instant) string {
+	_, since := in.Life(from)
+	switch {
+	case in.Journal.ProofRecorded && len(in.contradicted)+len(in.outdated) > 0:
+		return "a device on which the loss rested said Off, and the host showed life since"
+	case !in.Journal.Open():
+		return "no incident is open"
+	case !in.Node.Read || in.Node.Missing || !in.Lease.Read || !in.Listed:
+		return "the Node, its Lease or its pods cannot be read"
+	case !in.SameBoot():
+		return "the Node has another boot ID"
+	case !in.SameMachine():
+		return "the Node names another machine"
 	case since != "":
-		return since + " showed life since it was seen"
+		return since + " showed life since"
 	case !in.policy.Confirmed(in.Snapshot):
 		return "the silence is not confirmed"
 	case !in.Port.Silent():
@@ -147,8 +209,8 @@ func (in *sight) attestGap(a evidence.Attestation) string {
 	}
 	for _, pw := range in.Power {
 		on := pw.State == evidence.PowerOn && pw.Identity == evidence.IdentityMatches
-		if (on || (pw.HasOn && pw.LastOn >= a.Seen)) && !in.Journal.Distrusts(pw.Method) {
-			return pw.Method + " reads On, or did after that was said"
+		if (on || (pw.HasOn && pw.LastOn >= from)) && !in.Journal.Distrusts(pw.Method) {
+			return pw.Method + " reads On, or has since"
 		}
 	}
 	return ""

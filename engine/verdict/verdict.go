@@ -102,8 +102,8 @@ type Found struct {
 	Proof Proof
 	// Gap says why there is no proof in this snapshot; empty when there is.
 	Gap string
-	// Attestation names the human's word that is proof, or would be but for the taint.
-	Attestation string
+	// Word says what is proof without any device, or would be but for the taint: a human's word, with its name, or the host's own watchdog.
+	Word string
 	// ReadsOff names the trusted methods whose device reads Off for the right machine, with no sign of life since.
 	ReadsOff []string
 	// Contradicted names the methods whose device reads Off although the host has shown life since.
@@ -205,7 +205,7 @@ func (p Policy) Contrasted(s evidence.Snapshot) bool {
 // Decide gives the verdict. It evaluates every rule; the first that fires gives the class.
 func Decide(s evidence.Snapshot, p Policy) Found {
 	in := look(s, p)
-	found := Found{Policy: p, Attestation: in.attestation, ReadsOff: in.readsOff, Contradicted: in.contradicted}
+	found := Found{Policy: p, Word: in.word, ReadsOff: in.readsOff, Contradicted: in.contradicted}
 	if !in.proof.Fresh {
 		found.Gap = in.proofGap
 	}
@@ -216,7 +216,7 @@ func Decide(s evidence.Snapshot, p Policy) Found {
 	}
 	found.Class = found.Findings[0].Says
 	switch found.Rule() {
-	case "VerifiedOff", "AttestedDead":
+	case "VerifiedOff", "SelfFenced", "AttestedDead":
 		found.Proof = in.proof
 	case "LossStands":
 		found.Proof = Proof{Parts: in.proof.Parts, Strength: in.proof.Strength}
@@ -232,8 +232,11 @@ func (in sight) liars(refuted bool) []string {
 		return nil
 	}
 	out := slices.Clone(in.contradicted)
-	if refuted && in.Journal.Attested {
-		out = append(out, evidence.Attesting)
+	if refuted && in.Journal.Word != "" {
+		out = append(out, in.Journal.Word)
+	}
+	if in.outlived() && !slices.Contains(out, evidence.SelfFencing) {
+		out = append(out, evidence.SelfFencing)
 	}
 	for _, a := range in.Journal.Attempts {
 		if refuted && a.State == evidence.AttemptSettled && !slices.Contains(out, a.Method) {
