@@ -214,8 +214,8 @@ func (r *Reconciler) gatherLease(ctx context.Context, w *world, from client.Read
 	w.seen.Lease = r.Leases.Lease(w.seen.Host.Node, read, read && missing)
 }
 
-// gatherAgentLease reads the Leases of all agents: that of the host's own says whether the host calls, and those of the others that the API takes what is written.
-// Ages count from when a word was seen to come; that there is no later one, only a live read tells.
+// gatherAgentLease reads the Lease of the host's own agent, which says whether the host calls, and now and then those of the agents that look for it: that they are
+// written shows that the API takes what hosts write. Ages count from when a word was seen to come; that there is no later one, only a live read tells.
 func (r *Reconciler) gatherAgentLease(ctx context.Context, w *world, how depth) {
 	if !r.Witnesses.On() {
 		return
@@ -223,16 +223,41 @@ func (r *Reconciler) gatherAgentLease(ctx context.Context, w *world, how depth) 
 	asked := r.Clock.Instant()
 	read, missing := false, false
 	if how == live {
-		var list coordinationv1.LeaseList
-		_, err := r.read(ctx, func(c context.Context) error { return r.Live.List(c, &list, client.InNamespace(wire.Namespace)) })
-		read = err == nil
-		missing = read
-		for i := range list.Items {
-			r.Leases.SeeAgent(&list.Items[i], asked, true)
-			missing = missing && list.Items[i].Name != w.seen.Host.Node
+		var others sync.WaitGroup
+		for _, host := range r.contrasting(asked) {
+			if host != w.seen.Host.Node {
+				others.Go(func() { r.readAgentLease(ctx, host, asked) })
+			}
 		}
+		read, missing = r.readAgentLease(ctx, w.seen.Host.Node, asked)
+		others.Wait()
 	}
 	w.seen.AgentLease = r.Leases.Agent(w.seen.Host.Node, read, missing, asked)
+}
+
+// contrastEvery is how often the Leases of the agents that are asked are read, however many hosts are looked at.
+const contrastEvery = 500 * time.Millisecond
+
+// contrasting are the hosts of the agents whose Leases are to be read now: those that the manager has look for others write theirs.
+func (r *Reconciler) contrasting(now evidence.Instant) []string {
+	last := r.contrasted.Load()
+	if (last != 0 && now.Sub(evidence.Instant(last)) < contrastEvery) || !r.contrasted.CompareAndSwap(last, int64(now)) {
+		return nil
+	}
+	return r.Witnesses.Asked()
+}
+
+// readAgentLease reads the Lease of one host's agent live, and reports whether that was answered, and whether the answer was that there is none.
+func (r *Reconciler) readAgentLease(ctx context.Context, host string, asked evidence.Instant) (read, missing bool) {
+	var lease coordinationv1.Lease
+	_, err := r.read(ctx, func(c context.Context) error {
+		return r.Live.Get(c, types.NamespacedName{Namespace: wire.Namespace, Name: host}, &lease)
+	})
+	if err == nil {
+		r.Leases.SeeAgent(&lease, asked, true)
+	}
+	missing = apierrors.IsNotFound(err)
+	return err == nil || missing, missing
 }
 
 // gatherApps returns all guarded apps.

@@ -164,15 +164,83 @@ type leaseReader struct {
 	client.Reader
 	lease *coordinationv1.Lease
 	err   error
-	asked int
+
+	mu    sync.Mutex
+	asked []string
 }
 
-func (r *leaseReader) List(_ context.Context, into client.ObjectList, _ ...client.ListOption) error {
-	r.asked++
-	if r.err == nil {
-		into.(*coordinationv1.LeaseList).Items = []coordinationv1.Lease{*r.lease}
+func (r *leaseReader) Get(_ context.Context, name client.ObjectKey, into client.Object, _ ...client.GetOption) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked = append(r.asked, name.String())
+	switch {
+	case r.err != nil:
+		return r.err
+	case name != client.ObjectKeyFromObject(r.lease):
+		return apierrors.NewNotFound(coordinationv1.Resource("leases"), name.Name)
+	default:
+		r.lease.DeepCopyInto(into.(*coordinationv1.Lease))
+		return nil
 	}
-	return r.err
+}
+
+// mute is an agent that does not answer.
+type mute struct{ sight.Agent }
+
+func (mute) View(context.Context, string) (wire.View, error) {
+	return wire.View{}, context.DeadlineExceeded
+}
+
+func (mute) Close() {}
+
+// Of all agents' Leases only that of the host is read, and twice a second those of the agents that look for it: a cluster has thousands.
+func TestTheLeasesOfAgentsThatNobodyAsksAreNotRead(t *testing.T) {
+	fake := clocktesting.NewFakeClock(time.Unix(1_700_000_000, 0))
+	clock := sight.NewClock(fake)
+	fake.Step(time.Minute)
+	agents := sight.NewWitnesses(clock, func(string) {})
+	agents.Reach = func(string) sight.Agent { return mute{} }
+	agents.Roll = func(context.Context) (roll sight.Roll, _ error) {
+		for _, node := range []string{"a", "b", "c", "d", "e", "f", "g", "h"} {
+			roll.Hosts = append(roll.Hosts, sight.Host{Node: node, Address: "192.0.2.1", Ready: true})
+		}
+		roll.On = true
+		return roll, nil
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var ran sync.WaitGroup
+	ran.Go(func() { _ = agents.Start(ctx) })
+	defer ran.Wait()
+	defer stop()
+	for len(agents.Asked()) == 0 {
+		runtime.Gosched()
+	}
+	reader := &leaseReader{lease: &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: wire.Namespace, Name: "b", ResourceVersion: "1"},
+		Spec: coordinationv1.LeaseSpec{HolderIdentity: ptr.To("b1"), RenewTime: &metav1.MicroTime{Time: time.Unix(1, 0)}}}}
+	r := &Reconciler{Clock: clock, Witnesses: agents, Leases: sight.NewLeases(clock), Live: reader}
+	look := func(want ...string) {
+		t.Helper()
+		reader.asked = nil
+		w := &world{}
+		w.seen.Host.Node = "h"
+		r.gatherAgentLease(ctx, w, live)
+		if slices.Sort(reader.asked); !slices.Equal(reader.asked, want) {
+			t.Errorf("%q are read, want %q", reader.asked, want)
+		}
+		if got := w.seen.AgentLease; !got.Read || !got.Missing {
+			t.Errorf("the host has no Lease, and it is %+v", got)
+		}
+	}
+	all := []string{"holdfast-witness/a", "holdfast-witness/b", "holdfast-witness/c", "holdfast-witness/d", "holdfast-witness/e", "holdfast-witness/h"}
+	look(all...)
+	fake.Step(contrastEvery - time.Millisecond)
+	look("holdfast-witness/h")
+	reader.lease.ResourceVersion = "2" // written, with nothing new in it
+	fake.Step(time.Millisecond)
+	look(all...)
+	if _, contrast, at := r.Leases.Late([]string{"b"}, func(evidence.Lease) bool { return true }); !contrast || at != clock.Instant()-evidence.Instant(contrastEvery) {
+		t.Errorf("the write of another host's agent is a contrast: %v, at %v", contrast, at)
+	}
 }
 
 // That an agent is silent is known from the API server and not from a cache, which may lag by any time.
@@ -213,8 +281,8 @@ func TestAnAgentsSilenceIsReadLive(t *testing.T) {
 		r.gatherAgentLease(ctx, w, c.how)
 		stop()
 		ran.Wait()
-		if got := w.seen.AgentLease; got.Read != c.read || got.Missing != c.missing || got.BootID != c.boot || reader.asked != c.asked {
-			t.Errorf("%s: %+v, after %d requests", says, got, reader.asked)
+		if got := w.seen.AgentLease; got.Read != c.read || got.Missing != c.missing || got.BootID != c.boot || len(reader.asked) != c.asked {
+			t.Errorf("%s: %+v, after %d requests", says, got, len(reader.asked))
 		}
 	}
 }

@@ -55,6 +55,8 @@ type Reconciler struct {
 	phases phaseTimes
 	// began is when this process began to lead, or when its view was last bad: a standby hears nobody, and silence that it met blind is nobody's.
 	began atomic.Int64
+	// contrasted is when the Leases of the agents that are asked were last read.
+	contrasted atomic.Int64
 	// fencing lets one Off command at a time be journalled and counted against the budget (invariant I5).
 	fencing sync.Mutex
 	// repairing lets one restart of a kubelet at a time be journalled and counted against those of other hosts.

@@ -370,6 +370,19 @@ func (w *Witnesses) worth(h Host, inZone map[string]int) int {
 	return worth
 }
 
+// Asked are the hosts whose agents are asked at present, by name.
+func (w *Witnesses) Asked() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []string
+	for _, node := range slices.Sorted(maps.Keys(w.vantages)) {
+		if w.vantages[node].stop != nil {
+			out = append(out, node)
+		}
+	}
+	return out
+}
+
 // Restart has the agent of a host restart its kubelet, in the boot that the request names. An error that is wire.ErrNothingDone says that it did not.
 func (w *Witnesses) Restart(ctx context.Context, host string, request wire.RestartRequest) (wire.RestartAnswer, error) {
 	if w == nil {
