@@ -21,6 +21,7 @@ import (
 // Hands are what the agent does on its own host when the manager asks for it. What is nil is refused: this agent is not set up for it.
 type Hands struct {
 	Connections Connections
+	Recycling   Recycling
 	Kubelet     Kubelet
 }
 
@@ -50,6 +51,8 @@ const (
 	// AddressLost and AddressBack: one address each.
 	AddressLost Deed = "AddressLost"
 	AddressBack Deed = "AddressBack"
+	// ConnectionRecycled: it was begun to end one connection to a pod that lives.
+	ConnectionRecycled Deed = "ConnectionRecycled"
 	// KubeletRestarted: the order was given.
 	KubeletRestarted Deed = "KubeletRestarted"
 )
@@ -62,6 +65,7 @@ type hands struct {
 	Hands
 	resets   chan struct{}
 	restarts chan struct{}
+	recycles chan struct{}
 
 	mu        sync.Mutex
 	deeds     map[Deed]uint64

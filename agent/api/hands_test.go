@@ -376,7 +376,7 @@ func TestWhatRestartsNothing(t *testing.T) {
 }
 
 func TestAnAgentWithoutHandsDoesNothing(t *testing.T) {
-	for path, body := range map[string]string{wire.PathReset: `{"lost":["10.2.0.2"],"forMillis":1}`, wire.PathRestart: restartBody} {
+	for path, body := range map[string]string{wire.PathReset: `{"lost":["10.2.0.2"],"forMillis":1}`, wire.PathRestart: restartBody, wire.PathRecycle: "{}"} {
 		r := newRig(t, nil)
 		if got := r.must(r.manager(), http.MethodPost, path, body, http.StatusNotImplemented); !strings.Contains(got.body, "--") {
 			t.Errorf("%s: %q does not name the option", path, got.body)
@@ -386,15 +386,16 @@ func TestAnAgentWithoutHandsDoesNothing(t *testing.T) {
 }
 
 func TestOnlyTheManagerHasThingsDone(t *testing.T) {
-	table, kubelet := &fakeTable{lost: map[netip.Addr]time.Duration{}}, &fakeKubelet{done: true}
-	for path, body := range map[string]string{wire.PathReset: `{"lost":["10.2.0.2"],"forMillis":1}`, wire.PathRestart: restartBody} {
+	table, kubelet, recycler := &fakeTable{lost: map[netip.Addr]time.Duration{}}, &fakeKubelet{done: true}, &fakeRecycler{}
+	for path, body := range map[string]string{wire.PathReset: `{"lost":["10.2.0.2"],"forMillis":1}`, wire.PathRestart: restartBody,
+		wire.PathRecycle: `{"round":"1","most":1,"perSecond":1}`} {
 		for name, kind := range map[string]Refusal{wire.WitnessName("b"): Forbidden, wire.WitnessName("a"): Forbidden, "spiffe://cluster/manager": Stranger} {
-			r := newRig(t, func(s *Server) { s.Equip(Hands{Connections: table, Kubelet: kubelet}) })
+			r := newRig(t, func(s *Server) { s.Equip(Hands{Connections: table, Kubelet: kubelet, Recycling: recycler}) })
 			r.must(r.caller(r.ca, name, time.Now()), http.MethodPost, path, body, http.StatusForbidden)
 			r.counted(kind)
 		}
 	}
-	if len(table.lost) != 0 || kubelet.times.Load() != 0 {
-		t.Errorf("lost %v, restarted %d times", table.lost, kubelet.times.Load())
+	if len(table.lost)+len(recycler.ended) != 0 || kubelet.times.Load() != 0 {
+		t.Errorf("lost %v, recycled %v, restarted %d times", table.lost, recycler.ended, kubelet.times.Load())
 	}
 }

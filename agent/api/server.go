@@ -76,7 +76,7 @@ func New(sight Sight, who Identity, log logr.Logger) *Server {
 		sight: sight, identity: who, Dial: (&net.Dialer{}).DialContext, log: log, now: time.Now, wait: wire.WaitMillis * time.Millisecond,
 		refusals: &refusals{log: log, now: time.Now, counts: map[Refusal]uint64{}, logged: map[Refusal]time.Time{}},
 		polls:    make(chan struct{}, polls), probes: make(chan struct{}, probes),
-		hands: hands{resets: make(chan struct{}, resets), restarts: make(chan struct{}, 1), deeds: map[Deed]uint64{}},
+		hands: hands{resets: make(chan struct{}, resets), restarts: make(chan struct{}, 1), recycles: make(chan struct{}, 1), deeds: map[Deed]uint64{}},
 	}
 }
 
@@ -175,6 +175,7 @@ var verbs = map[string]map[string]verb{
 	wire.PathView:    {http.MethodGet: {may: []caller{manager}, answer: (*Server).view}},
 	wire.PathProbe:   {http.MethodPost: {may: []caller{manager}, answer: (*Server).probe}},
 	wire.PathReset:   {http.MethodPost: {may: []caller{manager}, answer: (*Server).reset}},
+	wire.PathRecycle: {http.MethodPost: {may: []caller{manager}, answer: (*Server).recycle}},
 	wire.PathRestart: {http.MethodPost: {may: []caller{manager}, answer: (*Server).restart}},
 }
 
@@ -224,7 +225,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, name string) *re
 	}
 	methods, ok := verbs[r.URL.Path]
 	if !ok {
-		return &refusal{kind: NoSuchPath, status: http.StatusNotFound, why: "there are " + strings.Join([]string{wire.PathView, wire.PathProbe, wire.PathReset, wire.PathRestart}, ", ")}
+		return &refusal{kind: NoSuchPath, status: http.StatusNotFound, why: "there are " + strings.Join([]string{wire.PathView, wire.PathProbe, wire.PathReset, wire.PathRecycle, wire.PathRestart}, ", ")}
 	}
 	verb, ok := methods[r.Method]
 	if !ok {

@@ -147,6 +147,23 @@ func (c *Client) Reset(ctx context.Context, address string, request wire.ResetRe
 	return answer, nil
 }
 
+// Recycle has the agent look for connections to pods that live, or end some of those that it looked for. An error that is [wire.ErrNothingDone] says that it ended
+// none.
+func (c *Client) Recycle(ctx context.Context, address string, request wire.RecycleRequest) (wire.RecycleAnswer, error) {
+	var answer wire.RecycleAnswer
+	err := c.order(ctx, url.URL{Host: address, Path: wire.PathRecycle}, wire.RecycleMillis*time.Millisecond, request, &answer)
+	if err == nil {
+		err = c.speaksFor(answer.Node, answer.BootID)
+	}
+	if err == nil && (answer.Found < 0 || answer.Left < 0 || answer.Begun < 0 || answer.Begun > request.Most) {
+		err = fmt.Errorf("the agent of %s was asked to end %d connections, and says that it ended %d of %d, with %d left", c.node, request.Most, answer.Begun, answer.Found, answer.Left)
+	}
+	if err != nil {
+		return wire.RecycleAnswer{}, err
+	}
+	return answer, nil
+}
+
 // Restart has the agent restart its kubelet. An error that is [wire.ErrNothingDone] says that it did not; after any other it may have.
 func (c *Client) Restart(ctx context.Context, address string, request wire.RestartRequest) (wire.RestartAnswer, error) {
 	var answer wire.RestartAnswer

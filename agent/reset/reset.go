@@ -8,6 +8,9 @@
 // Two things are done, for a bounded time. The kernel answers whatever is still sent to the address with a RST: a set in nftables whose elements the kernel
 // itself forgets, also when the agent is dead by then. And clients that send nothing, because they wait, are made to: see [Table.Lose]. The reasons are in
 // docs/adr/0010-resetting-connections-to-a-lost-address.md.
+//
+// And it ends some connections, one by one, to pods that live, so that their clients connect anew and find pods that have come since: see [Table.Recycle], and
+// docs/adr/0016-recycling-connections-to-pods-that-live.md.
 package reset
 
 import (
@@ -57,6 +60,8 @@ type Table struct {
 	mu   sync.Mutex // also for what conn has not sent yet
 	conn *nftables.Conn
 	lost map[netip.Addr]time.Time // until when
+
+	recycling recycling
 }
 
 // Open makes the table, empty. One that is there already, of an agent before this one, is replaced, and what it had lost is forgotten. It needs CAP_NET_ADMIN.
@@ -73,13 +78,14 @@ func Open() (*Table, error) {
 		v4: &nftables.Set{Table: ours, Name: "lost4", KeyType: nftables.TypeIPAddr, HasTimeout: true},
 		v6: &nftables.Set{Table: ours, Name: "lost6", KeyType: nftables.TypeIP6Addr, HasTimeout: true},
 	}
+	t.recycling.rounds = map[string]*round{}
 	for _, set := range []*nftables.Set{t.v4, t.v6} {
 		if err := conn.AddSet(set, nil); err != nil {
 			return nil, fmt.Errorf("nftables set %s: %w", set.Name, err)
 		}
 	}
 	for name, hook := range map[string]*nftables.ChainHook{"forward": nftables.ChainHookForward, "output": nftables.ChainHookOutput} {
-		chain := conn.AddChain(&nftables.Chain{Table: ours, Name: name, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityRef(priority)})
+		chain := conn.AddChain(chain(ours, name, hook))
 		conn.AddRule(&nftables.Rule{Table: ours, Chain: chain, Exprs: refuse(t.v4, unix.NFPROTO_IPV4, 16, 4)})
 		conn.AddRule(&nftables.Rule{Table: ours, Chain: chain, Exprs: refuse(t.v6, unix.NFPROTO_IPV6, 24, 16)})
 	}
@@ -89,6 +95,10 @@ func Open() (*Table, error) {
 		return nil, fmt.Errorf("nftables table %s (it needs CAP_NET_ADMIN): %w", table, err)
 	}
 	return t, nil
+}
+
+func chain(in *nftables.Table, name string, hook *nftables.ChainHook) *nftables.Chain {
+	return &nftables.Chain{Table: in, Name: name, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityRef(priority)}
 }
 
 // Close removes the table.

@@ -17,6 +17,7 @@ const (
 	PathView    = "/v1/view"
 	PathProbe   = "/v1/probe"
 	PathReset   = "/v1/connections/reset"
+	PathRecycle = "/v1/connections/recycle"
 	PathRestart = "/v1/kubelet/restart"
 )
 
@@ -38,6 +39,14 @@ const (
 	LoseMillis = 120000
 	// ResetMillis bounds what is done for a reset request.
 	ResetMillis = 4000
+	// Servers is how many addresses with ports a look for connections may name, and how many clients it may except; RoundBytes bounds the name of a round.
+	Servers    = 512
+	RoundBytes = 64
+	// RecyclePerSecond is how many connections to pods that live an agent ends per second at most, and RecycleSeconds for how many seconds' worth it may be asked at a time.
+	RecyclePerSecond = 20
+	RecycleSeconds   = 5
+	// RecycleMillis bounds what is done for a recycle request.
+	RecycleMillis = 10000
 	// RestartMillis is how long the end of a kubelet's restart is waited for.
 	RestartMillis = 20000
 	// WindowMillis is in what time the kubelet is restarted once, where the request says nothing else; it may say between LeastWindowMillis and MostWindowMillis.
@@ -187,6 +196,31 @@ type ResetAnswer struct {
 	BootID string `json:"bootID"`
 	// Found is how many connections to the lost addresses this host knew.
 	Found int `json:"found"`
+}
+
+// RecycleRequest is the body of POST /v1/connections/recycle. It looks (Servers), or ends what was looked for (Most, PerSecond), and not both.
+type RecycleRequest struct {
+	// Round names what belongs together: a look, and what is then ended of it.
+	Round string `json:"round"`
+	// Servers are addresses of pods that live, each with a port. The established connections of this host's clients to them are noted; those that are opened afterwards are
+	// no part of the round. Looking again under the same name notes nothing anew.
+	Servers []string `json:"servers,omitempty"`
+	// Except are addresses of clients that are left alone.
+	Except []string `json:"except,omitempty"`
+	// Most is how many connections are ended now, spread over servers and clients, and PerSecond how many of them in a second.
+	Most      int `json:"most,omitempty"`
+	PerSecond int `json:"perSecond,omitempty"`
+}
+
+// RecycleAnswer answers it once all of it is done.
+type RecycleAnswer struct {
+	// Node and BootID are of the agent that answers.
+	Node   string `json:"node"`
+	BootID string `json:"bootID"`
+	// Found is how many connections a look found. Begun is how many were begun to be ended for this request, and Left how many of the round could be yet.
+	Found int `json:"found,omitempty"`
+	Begun int `json:"begun,omitempty"`
+	Left  int `json:"left,omitempty"`
 }
 
 // RestartRequest is the body of POST /v1/kubelet/restart.

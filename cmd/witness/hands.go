@@ -42,7 +42,8 @@ func (o options) hands() (h api.Hands, let func() error, err error) {
 		if err != nil {
 			return api.Hands{}, nil, fmt.Errorf("--reset-connections: %w", err)
 		}
-		h.Connections, let = connections{table, o.runtime}, table.Close
+		ours := connections{table, o.runtime}
+		h.Connections, h.Recycling, let = ours, ours, table.Close
 	}
 	return h, let, nil
 }

@@ -64,6 +64,11 @@ func (nobody) Ping(context.Context, string, string) (string, error) {
 // agent serves the host's table as the agent does, and returns how the manager asks it.
 func (w *world) agent(t *testing.T) (*call.Client, string) {
 	t.Helper()
+	return w.agentWith(t, api.Hands{Connections: onHost{w}})
+}
+
+func (w *world) agentWith(t *testing.T, hands api.Hands) (*call.Client, string) {
+	t.Helper()
 	ca, err := authority.New(time.Now())
 	must(t, err)
 	named := func(name string) *identity.Identity {
@@ -78,7 +83,7 @@ func (w *world) agent(t *testing.T) (*call.Client, string) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	server := api.New(nobody{}, named(wire.WitnessName("host")), logr.Discard())
-	server.Equip(api.Hands{Connections: onHost{w}})
+	server.Equip(hands)
 	ctx, stop := context.WithCancel(context.Background())
 	over := make(chan error)
 	go func() { over <- server.Serve(ctx, l) }()
