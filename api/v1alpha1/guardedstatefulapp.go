@@ -218,6 +218,51 @@ type OnHostLoss struct {
 	MinimumProof MinimumProof `json:"minimumProof,omitempty"`
 }
 
+// RecycleAfter is after what connections are recycled.
+// +kubebuilder:validation:Enum=Failover;ScaleOut;HostReturn
+type RecycleAfter string
+
+const (
+	// RecycleAfterFailover: a successor of a pod that an incident released is ready.
+	RecycleAfterFailover RecycleAfter = "Failover"
+	// RecycleAfterScaleOut: more pods are ready than before.
+	RecycleAfterScaleOut RecycleAfter = "ScaleOut"
+	// RecycleAfterHostReturn: a pod is ready on a host from which an incident had released one.
+	RecycleAfterHostReturn RecycleAfter = "HostReturn"
+)
+
+// Recycle has some of the clients' connections to the older pods end, so that they connect anew and new pods get load too.
+type Recycle struct {
+	// After lists the events after each of which one round is begun.
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=3
+	After []RecycleAfter `json:"after"`
+	// Ports are those of the pods that clients connect to, each a number or the name of a container port. Connections to other ports, and those between pods of the app, are
+	// left alone.
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=8
+	// +kubebuilder:validation:XValidation:rule="self.all(p, type(p) == string ? p != '' : p > 0 && p < 65536)",message="a port is a number from 1 to 65535 or the name of a container port: correct it, or take it out"
+	Ports []intstr.IntOrString `json:"ports"`
+	// PerSecond is how many connections end in a second, on all hosts together.
+	// +kubebuilder:default=5
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	PerSecond int32 `json:"perSecond,omitempty"`
+	// MaxPercent is how many of the connections that there are when the round begins may end in it.
+	// +kubebuilder:default=50
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	MaxPercent int32 `json:"maxPercent,omitempty"`
+}
+
+// Connections says what is done about the connections of the app's clients while its pods live.
+type Connections struct {
+	// Recycle is off where it is not given. It needs agents that reset connections (GuardConfig, spec.witness).
+	Recycle *Recycle `json:"recycle,omitempty"`
+}
+
 // Objectives are what the user wants and Holdfast checks its settings against.
 type Objectives struct {
 	// +kubebuilder:validation:Minimum=1
@@ -245,8 +290,9 @@ type GuardedStatefulAppSpec struct {
 	// +kubebuilder:default={whenNotServing: Hold}
 	OnIsolation OnIsolation `json:"onIsolation,omitempty,omitzero"`
 	// +kubebuilder:default={action: FenceAndMigrate}
-	OnHostLoss OnHostLoss  `json:"onHostLoss,omitempty,omitzero"`
-	Objectives *Objectives `json:"objectives,omitempty"`
+	OnHostLoss  OnHostLoss  `json:"onHostLoss,omitempty,omitzero"`
+	Connections Connections `json:"connections,omitempty,omitzero"`
+	Objectives  *Objectives `json:"objectives,omitempty"`
 }
 
 // EvidenceRecord is one dated reading of one source, as the verdict saw it.
@@ -277,6 +323,42 @@ type Member struct {
 	Verdict string `json:"verdict,omitempty"`
 }
 
+// RecycleRound is one round of recycling.
+type RecycleRound struct {
+	// Number counts the rounds of this app; the journal of one is never taken up by another leader.
+	Number int64 `json:"number"`
+	// After is the event, and Pods are the new pods that it brought.
+	After RecycleAfter `json:"after"`
+	// +listType=atomic
+	Pods []string `json:"pods,omitempty"`
+	// By names the leader that began it.
+	By      string      `json:"by"`
+	BeganAt metav1.Time `json:"beganAt"`
+	// EndedAt is absent while it is under way; Because says then why it ended.
+	EndedAt *metav1.Time `json:"endedAt,omitempty"`
+	Because string       `json:"because,omitempty"`
+	// Hosts is how many agents looked for connections, Found how many they found, Limit how many of them may end, and Ended how many were begun to be ended.
+	Hosts int32 `json:"hosts,omitempty"`
+	Found int32 `json:"found,omitempty"`
+	Limit int32 `json:"limit,omitempty"`
+	Ended int32 `json:"ended,omitempty"`
+}
+
+// ConnectionsStatus is the journal of recycling: by it no event is answered twice, whoever leads.
+type ConnectionsStatus struct {
+	// Known are the UIDs of the pods that are not new, and Size how many there were when all were ready.
+	// +listType=set
+	Known []string `json:"known,omitempty"`
+	Size  int32    `json:"size,omitempty"`
+	// Away are hosts from which incidents released pods of the app, and on which none has come since.
+	// +listType=set
+	Away []string `json:"away,omitempty"`
+	// Waits says for what the next round waits, where new pods are the reason for one.
+	Waits string `json:"waits,omitempty"`
+	// Round is the last one.
+	Round *RecycleRound `json:"round,omitempty"`
+}
+
 // GuardedStatefulAppStatus says what is held, why, since when and on what evidence.
 type GuardedStatefulAppStatus struct {
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
@@ -301,6 +383,8 @@ type GuardedStatefulAppStatus struct {
 	// +listType=map
 	// +listMapKey=pod
 	Members []Member `json:"members,omitempty"`
+	// Connections is kept while the app asks for recycling.
+	Connections *ConnectionsStatus `json:"connections,omitempty"`
 	// ObservedBy names the leader that wrote this status, and LastObserved tells when it last looked (at most a minute old while a leader lives).
 	ObservedBy   string       `json:"observedBy,omitempty"`
 	LastObserved *metav1.Time `json:"lastObserved,omitempty"`

@@ -254,8 +254,9 @@ func assemble(mgr ctrl.Manager, o options, config *rest.Config, lead leadership)
 	if err := errors.Join(hosts.SetupWithManager(mgr, toHosts), mgr.Add(hosts.Resets)); err != nil {
 		return err
 	}
-	apps := &guardedstatefulapp.Reconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Clock: watch, Board: board, Devices: devices, Self: self}
-	if err := apps.SetupWithManager(mgr, toApps); err != nil {
+	apps := &guardedstatefulapp.Reconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Clock: watch, Board: board, Devices: devices, Self: self,
+		Recycles: sight.NewRecycles(vantages), Events: mgr.GetEventRecorder("holdfast")}
+	if err := errors.Join(apps.SetupWithManager(mgr, toApps), mgr.Add(apps.Recycles)); err != nil {
 		return err
 	}
 	gate := &pod.Reconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Events: mgr.GetEventRecorder("holdfast"), Clock: watch}

@@ -23,11 +23,13 @@ import (
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/controllers/guard"
 	"github.com/holdfast-dev/holdfast/controllers/sight"
+	"github.com/holdfast-dev/holdfast/engine/plan"
 )
 
 // act marks what the admission policies protect, and has the pods probed. Each mark is set on its own; one that fails does not keep the others.
 func (r *Reconciler) act(ctx context.Context, s *sighting) error {
 	if s.app.DeletionTimestamp != nil {
+		r.Recycles.Stop(key(&s.app), "the app is being deleted")
 		err := r.letGo(ctx, s)
 		if !s.gone {
 			r.probe(s) // an app that is still held is still heard, also by a new leader
@@ -41,6 +43,7 @@ func (r *Reconciler) act(ctx context.Context, s *sighting) error {
 	}
 	if s.refused != nil {
 		// An app that was accepted once stays under guard: what it guarded stays marked, and new pods on its claims are.
+		r.Recycles.Stop(key(&s.app), "the app is not accepted")
 		r.probe(s)
 		return errors.Join(r.markPods(ctx, s), r.markNodes(ctx), r.markAttachments(ctx, s), r.markVolumes(ctx, s, true))
 	}
@@ -51,7 +54,37 @@ func (r *Reconciler) act(ctx context.Context, s *sighting) error {
 	}
 	err := errors.Join(r.nameClaims(ctx, s, true), r.markPods(ctx, s), r.markNodes(ctx), r.markAttachments(ctx, s), r.markVolumes(ctx, s, true))
 	r.probe(s)
-	return err
+	return errors.Join(err, r.recycle(ctx, s))
+}
+
+// recycle begins and ends rounds of recycling. One that begins is in the journal before any agent is asked: who leads after us does not begin it again.
+func (r *Reconciler) recycle(ctx context.Context, s *sighting) error {
+	s.decided = plan.RecycleFor(s.crew)
+	if s.decided.End != "" {
+		r.Recycles.Stop(key(&s.app), s.decided.End)
+	}
+	if s.decided.Begin == "" {
+		return nil
+	}
+	s.follow(r.Clock.Now())
+	before := s.app.Status.Connections.Round
+	round := &v1alpha1.RecycleRound{Number: 1, After: v1alpha1.RecycleAfter(s.decided.Begin), By: r.Self, BeganAt: metav1.Time{Time: r.Clock.Now()}}
+	if before != nil {
+		round.Number = before.Number + 1
+	}
+	for _, p := range s.decided.Newer {
+		round.Pods = append(round.Pods, p.Name)
+	}
+	s.app.Status.Connections.Round = round
+	if err := r.Client.Status().Update(ctx, &s.app); err != nil {
+		return fmt.Errorf("write down that connections are recycled: %w", err)
+	}
+	asked := s.app.Spec.Connections.Recycle
+	order := sight.Recycle{ID: s.round(), PerSecond: int(asked.PerSecond), Percent: int(asked.MaxPercent)}
+	order.Servers, order.Except = s.servers(s.decided.Older)
+	r.Recycles.Begin(key(&s.app), order)
+	r.tell(s, reasonRecycling, s.decided.String())
+	return nil
 }
 
 // letGo ends the guard of a deleted app, once nothing of it is held.

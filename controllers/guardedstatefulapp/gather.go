@@ -6,8 +6,10 @@ package guardedstatefulapp
 import (
 	"context"
 	"fmt"
+	"net"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -20,8 +22,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/holdfast-dev/holdfast/admission"
+	"github.com/holdfast-dev/holdfast/agent/wire"
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/controllers/guard"
+	"github.com/holdfast-dev/holdfast/engine/evidence"
+	"github.com/holdfast-dev/holdfast/engine/plan"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
 )
 
 // sighting is everything known about one app at one moment.
@@ -38,6 +44,10 @@ type sighting struct {
 	config    v1alpha1.GuardConfig
 	open      []string // what the policies cannot protect on this cluster
 	findings  []string
+	// crew is what decides whether connections are recycled.
+	crew plan.Crew
+	// decided is whether they are.
+	decided plan.Recycling
 }
 
 func (r *Reconciler) gather(ctx context.Context, req ctrl.Request) (*sighting, error) {
@@ -79,7 +89,115 @@ func (r *Reconciler) gather(ctx context.Context, req ctrl.Request) (*sighting, e
 		return nil, err
 	}
 	s.findings = r.findings(ctx, s)
+	s.crew = r.crew(s, incidents.Items)
 	return s, nil
+}
+
+// crew gathers what decides whether connections of the app are recycled. Incidents are all that there are, also those that are over.
+func (r *Reconciler) crew(s *sighting, incidents []v1alpha1.HostIncident) plan.Crew {
+	c := plan.Crew{Equipped: r.Recycles != nil && s.config.Spec.Witness.Resets(), Enforced: s.app.Spec.Mode == v1alpha1.ModeEnforce || s.app.Spec.Mode == "",
+		Released: map[string]string{}}
+	if asked := s.app.Spec.Connections.Recycle; asked != nil {
+		for _, after := range asked.After {
+			c.After = append(c.After, plan.Trigger(after))
+		}
+	}
+	if h := s.concerning(); h != nil {
+		c.Incident = h.Name
+	}
+	for i := range incidents {
+		h := &incidents[i]
+		if !h.Status.Step.Over() && h.Status.Verdict == verdict.Blind.String() {
+			c.Blind = h.Name
+		}
+		for _, p := range h.Status.Pods {
+			if p.Namespace == s.app.Namespace && p.App == s.app.Name && p.ReleasedAt != nil {
+				c.Released[p.UID] = h.Spec.NodeName
+			}
+		}
+	}
+	if w := s.guarded.Workload; w != nil {
+		c.Want, c.Sure = w.Replicas, w.Kind != guard.KindPods
+	}
+	c.Want = max(c.Want, r.ready(s, &c))
+	if len(c.After) > 0 {
+		c.Beyond = s.beyond(c.Ready)
+	}
+	if j := s.app.Status.Connections; j != nil {
+		c.Journal = plan.CrewJournal{Kept: true, Known: j.Known, Size: int(j.Size), Away: j.Away, Open: j.Round != nil && j.Round.EndedAt == nil}
+		if c.Journal.Open {
+			now, known := r.Recycles.Of(key(&s.app), s.round())
+			c.Ours, c.Over = known, now.Over
+		}
+	}
+	return c
+}
+
+// ready notes which pods are, and whether all answer their own probes, and returns how many there are.
+func (r *Reconciler) ready(s *sighting, c *plan.Crew) (pods int) {
+	for i := range s.guarded.Pods {
+		p := &s.guarded.Pods[i]
+		if guard.Finished(p) {
+			continue
+		}
+		pods++
+		a, ok := r.Board.App(string(p.UID))
+		c.Unheard = c.Unheard || !ok || a.Serving != evidence.ServingYes
+		c.Failing = c.Failing || ok && a.Serving == evidence.ServingNo
+		if p.DeletionTimestamp != nil || p.Labels[v1alpha1.LabelHold] != "" {
+			continue
+		}
+		for _, is := range p.Status.Conditions {
+			if is.Type == corev1.PodReady && is.Status == corev1.ConditionTrue {
+				c.Ready = append(c.Ready, plan.CrewPod{UID: string(p.UID), Name: p.Name, Host: p.Spec.NodeName, For: r.Clock.Since(is.LastTransitionTime.Time)})
+			}
+		}
+	}
+	return pods
+}
+
+// round is the name of the app's last round. No other app or round has it: numbers begin anew where recycling was off meanwhile, and agents remember.
+func (s *sighting) round() string {
+	j := s.app.Status.Connections
+	if j == nil || j.Round == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s-%d-%d", s.app.UID, j.Round.Number, j.Round.BeganAt.Unix())
+}
+
+// beyond says what of the app is more than agents take.
+func (s *sighting) beyond(ready []plan.CrewPod) string {
+	if servers, peers := s.servers(ready); max(len(servers), len(peers)) > wire.Servers {
+		return fmt.Sprintf("its pods have %d addresses, and clients connect to %d with their ports; agents take %d of each: name fewer ports in spec.connections.recycle.ports",
+			len(peers), len(servers), wire.Servers)
+	}
+	return ""
+}
+
+// servers are where clients connect to some of the app's pods, and peers the addresses of all its pods. A pod on its host's network has no address of its own.
+func (s *sighting) servers(of []plan.CrewPod) (servers, peers []string) {
+	for i := range s.guarded.Pods {
+		p := &s.guarded.Pods[i]
+		if p.Spec.HostNetwork || guard.Finished(p) {
+			continue
+		}
+		peers = append(peers, guard.PodIPs(p)...)
+		if !slices.ContainsFunc(of, func(o plan.CrewPod) bool { return o.UID == string(p.UID) }) {
+			continue
+		}
+		for _, port := range s.app.Spec.Connections.Recycle.Ports {
+			number := port.IntVal
+			if port.StrVal != "" {
+				number = ports(p.Spec)[port.StrVal]
+			}
+			for _, ip := range guard.PodIPs(p) {
+				if number > 0 {
+					servers = append(servers, net.JoinHostPort(ip, strconv.Itoa(int(number))))
+				}
+			}
+		}
+	}
+	return servers, peers
 }
 
 // strangers finds the pods of others on the app's volumes: its guests, and those that name the same volumes by other claims.
@@ -222,6 +340,13 @@ func unknownPorts(g *v1alpha1.GuardedStatefulApp, pod corev1.PodSpec) string {
 	for _, p := range g.Spec.Health.Probes {
 		if name := unknownPort(p, pod); name != "" {
 			return fmt.Sprintf("spec.health.probes[%s] names port %q, which no container has: correct the name, or use the number", p.Name, name)
+		}
+	}
+	if recycle := g.Spec.Connections.Recycle; recycle != nil {
+		for i, p := range recycle.Ports {
+			if _, ok := ports(pod)[p.StrVal]; p.StrVal != "" && !ok {
+				return fmt.Sprintf("spec.connections.recycle.ports[%d] names port %q, which no container has: correct the name, or use the number", i, p.StrVal)
+			}
 		}
 	}
 	return ""

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	logf "sigs.k8s.io/controller-runtime/pkg/log"
@@ -30,6 +31,9 @@ type Reconciler struct {
 	Clock   *sight.Clock
 	Board   *sight.Board
 	Devices *guard.Devices
+	// Recycles ends connections to older pods, and Events tells of it; without them nothing is recycled, and nothing told.
+	Recycles *sight.Recycles
+	Events   events.EventRecorder
 	// Self names this process.
 	Self string
 
@@ -41,6 +45,9 @@ type Reconciler struct {
 
 // lookEvery is how often an app is looked at when nothing happens; status stays at most a minute old while a leader lives.
 const lookEvery = 20 * time.Second
+
+// roundEvery is how often it is looked at while connections are recycled, or new pods are the reason to do so soon.
+const roundEvery = 2 * time.Second
 
 // Reconcile looks at one app.
 func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
@@ -57,7 +64,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		logf.FromContext(ctx).V(1).Info("Looking again", "because", err.Error())
 		return ctrl.Result{RequeueAfter: 100 * time.Millisecond}, nil
 	}
-	return ctrl.Result{RequeueAfter: lookEvery}, err
+	return ctrl.Result{RequeueAfter: seen.again()}, err
 }
 
 // refusal is why an app is not accepted, or not protected.

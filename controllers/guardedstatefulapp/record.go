@@ -37,13 +37,21 @@ func (r *Reconciler) record(ctx context.Context, s *sighting, acted error) error
 		st.Workload = strings.ToLower(ref.Kind) + "/" + ref.Name
 	}
 	r.members(s)
+	s.follow(r.Clock.Now())
+	r.progress(s)
 	r.worst(s)
 	r.conditions(ctx, s, acted)
 	if reflect.DeepEqual(before, st) && st.LastObserved != nil && r.Clock.Since(st.LastObserved.Time) < statusEvery {
 		return nil
 	}
 	st.LastObserved = &metav1.Time{Time: r.Clock.Now()}
-	return r.Client.Status().Update(ctx, &s.app)
+	if err := r.Client.Status().Update(ctx, &s.app); err != nil {
+		return err
+	}
+	if j := st.Connections; s.decided.End != "" && j != nil && j.Round != nil {
+		r.tell(s, reasonRecycled, fmt.Sprintf("%d of %d connections were ended: %s", j.Round.Ended, j.Round.Found, s.decided.End))
+	}
+	return nil
 }
 
 func (r *Reconciler) members(s *sighting) {
@@ -154,6 +162,59 @@ func (r *Reconciler) conditions(ctx context.Context, s *sighting, acted error) {
 		message = "not yet: " + strings.Join(missing, ", ")
 	}
 	set(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonNotAllWell, message)
+}
+
+// Reasons of events about recycling.
+const (
+	reasonRecycling = "RecyclingConnections"
+	reasonRecycled  = "RecycledConnections"
+)
+
+func (r *Reconciler) tell(s *sighting, reason, words string) {
+	if r.Events != nil {
+		r.Events.Eventf(&s.app, nil, corev1.EventTypeNormal, reason, reason, "%s", words)
+	}
+}
+
+// follow brings the journal of recycling to what was decided.
+func (s *sighting) follow(now time.Time) {
+	st, decided := &s.app.Status, s.decided
+	if note := decided.Note; note != nil && !note.Kept {
+		st.Connections = nil
+		return
+	}
+	if note := decided.Note; note != nil {
+		if st.Connections == nil {
+			st.Connections = &v1alpha1.ConnectionsStatus{}
+		}
+		st.Connections.Known, st.Connections.Size, st.Connections.Away = note.Known, int32(note.Size), note.Away
+	}
+	if st.Connections == nil {
+		return
+	}
+	st.Connections.Waits = decided.Waits
+	if round := st.Connections.Round; decided.End != "" && round != nil {
+		round.EndedAt, round.Because = &metav1.Time{Time: now}, decided.End
+	}
+}
+
+// progress says how far the last round is, if this process began it.
+func (r *Reconciler) progress(s *sighting) {
+	j := s.app.Status.Connections
+	if j == nil || j.Round == nil {
+		return
+	}
+	if now, known := r.Recycles.Of(key(&s.app), s.round()); known {
+		j.Round.Hosts, j.Round.Found, j.Round.Limit, j.Round.Ended = int32(now.Hosts), int32(now.Found), int32(now.Limit), int32(now.Begun)
+	}
+}
+
+// again is when to look at the app again.
+func (s *sighting) again() time.Duration {
+	if j := s.app.Status.Connections; j != nil && (j.Waits != "" || j.Round != nil && j.Round.EndedAt == nil) {
+		return roundEvery
+	}
+	return lookEvery
 }
 
 type setter func(kind string, status metav1.ConditionStatus, reason, message string)

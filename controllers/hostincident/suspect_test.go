@@ -96,6 +96,10 @@ func (gossiper) Reset(context.Context, string, wire.ResetRequest) (wire.ResetAns
 	return wire.ResetAnswer{}, errors.ErrUnsupported
 }
 
+func (gossiper) Recycle(context.Context, string, wire.RecycleRequest) (wire.RecycleAnswer, error) {
+	return wire.RecycleAnswer{}, wire.ErrNothingDone
+}
+
 func (gossiper) Restart(context.Context, string, wire.RestartRequest) (wire.RestartAnswer, error) {
 	return wire.RestartAnswer{}, wire.ErrNothingDone
 }

@@ -28,6 +28,8 @@ type Agent interface {
 	Restart(ctx context.Context, address string, request wire.RestartRequest) (wire.RestartAnswer, error)
 	// Reset has it end connections to lost addresses, and let others go, as Restart does what it does.
 	Reset(ctx context.Context, address string, request wire.ResetRequest) (wire.ResetAnswer, error)
+	// Recycle has it look for connections to pods that live, or end some of those that it looked for, as Restart does what it does.
+	Recycle(ctx context.Context, address string, request wire.RecycleRequest) (wire.RecycleAnswer, error)
 	Close()
 }
 

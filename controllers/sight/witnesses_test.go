@@ -49,6 +49,8 @@ type stage struct {
 	// restarts are the orders to restart a kubelet, each with the Node and the address that it went to.
 	restarts []string
 	lost     lostOnes
+	// connected is what they do about connections to pods that live.
+	connected connected
 }
 
 func newStage(clock *Clock) *stage {

@@ -78,6 +78,10 @@ func (agent) Reset(context.Context, string, wire.ResetRequest) (wire.ResetAnswer
 	return wire.ResetAnswer{}, wire.ErrNothingDone
 }
 
+func (agent) Recycle(context.Context, string, wire.RecycleRequest) (wire.RecycleAnswer, error) {
+	return wire.RecycleAnswer{}, wire.ErrNothingDone
+}
+
 func (agent) Close() {}
 
 // withAgents gives a life agents to ask.

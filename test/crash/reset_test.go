@@ -75,6 +75,10 @@ func (a resetter) Reset(ctx context.Context, _ string, order wire.ResetRequest) 
 	return wire.ResetAnswer{Node: a.node, BootID: "boot-1", Found: 3}, nil
 }
 
+func (resetter) Recycle(context.Context, string, wire.RecycleRequest) (wire.RecycleAnswer, error) {
+	return wire.RecycleAnswer{}, wire.ErrNothingDone
+}
+
 // resets gives a life agents that reset connections.
 func (l *life) resets() *resetters {
 	l.t.Helper()

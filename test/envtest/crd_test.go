@@ -164,6 +164,34 @@ var refusals = []struct {
 		"objectives.recoverWithinSeconds must not be shorter than health.startupSeconds: raise recoverWithinSeconds or lower startupSeconds",
 	},
 	{
+		"recycling after nothing", validApp, []string{"spec.connections.recycle={after: [], ports: [sql]}"},
+		"spec.connections.recycle.after: Invalid value",
+	},
+	{
+		"recycling after what is no event", validApp, []string{"spec.connections.recycle={after: [Rollout], ports: [sql]}"},
+		`spec.connections.recycle.after[0]: Unsupported value: "Rollout": supported values: "Failover", "ScaleOut", "HostReturn"`,
+	},
+	{
+		"recycling of no port in particular", validApp, []string{"spec.connections.recycle={after: [ScaleOut]}"},
+		"spec.connections.recycle.ports: Required value",
+	},
+	{
+		"recycling of a port that there is not", validApp, []string{"spec.connections.recycle={after: [ScaleOut], ports: [sql, 65536]}"},
+		"spec.connections.recycle.ports: Invalid value: a port is a number from 1 to 65535 or the name of a container port: correct it, or take it out",
+	},
+	{
+		"recycling of a port without a name", validApp, []string{`spec.connections.recycle={after: [ScaleOut], ports: [""]}`},
+		"a port is a number from 1 to 65535 or the name of a container port: correct it, or take it out",
+	},
+	{
+		"recycling as fast as can be", validApp, []string{"spec.connections.recycle={after: [ScaleOut], ports: [sql], perSecond: 101}"},
+		"spec.connections.recycle.perSecond: Invalid value",
+	},
+	{
+		"recycling of more than there is", validApp, []string{"spec.connections.recycle={after: [ScaleOut], ports: [sql], maxPercent: 101}"},
+		"spec.connections.recycle.maxPercent: Invalid value",
+	},
+	{
 		"a mode that does not exist", validApp, []string{`spec.mode="Off"`},
 		`spec.mode: Unsupported value: "Off": supported values: "Enforce", "Shadow", "Paused"`,
 	},

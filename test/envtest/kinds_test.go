@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
@@ -53,6 +54,29 @@ func TestDefaultsOfAnApp(t *testing.T) {
 	}
 	if !reflect.DeepEqual(app.Spec, want) {
 		t.Errorf("defaults are\n%+v\nwant\n%+v", app.Spec, want)
+	}
+}
+
+func TestRecyclingIsOffUntilItIsAskedForAndThenModest(t *testing.T) {
+	create(t, object(t, validApp, "spec.connections.recycle={after: [Failover, ScaleOut, HostReturn], ports: [sql, 8080]}"))
+	app := &v1alpha1.GuardedStatefulApp{}
+	get(t, "default/valid", app)
+	want := &v1alpha1.Recycle{After: []v1alpha1.RecycleAfter{v1alpha1.RecycleAfterFailover, v1alpha1.RecycleAfterScaleOut, v1alpha1.RecycleAfterHostReturn},
+		Ports: []intstr.IntOrString{intstr.FromString("sql"), intstr.FromInt32(8080)}, PerSecond: 5, MaxPercent: 50}
+	if !reflect.DeepEqual(app.Spec.Connections.Recycle, want) {
+		t.Errorf("%+v, want %+v", app.Spec.Connections.Recycle, want)
+	}
+	now := metav1.Now().Rfc3339Copy()
+	app.Status.Connections = &v1alpha1.ConnectionsStatus{Known: []string{"a", "b"}, Size: 2, Away: []string{"node-1"}, Waits: "for this",
+		Round: &v1alpha1.RecycleRound{Number: 1, After: v1alpha1.RecycleAfterFailover, Pods: []string{"db-1"}, By: "manager", BeganAt: now, EndedAt: &now, Because: "it is done",
+			Hosts: 3, Found: 10, Limit: 5, Ended: 5}}
+	journal := app.Status.Connections.DeepCopy()
+	if err := cluster.Client.Status().Update(t.Context(), app); err != nil {
+		t.Fatal(err)
+	}
+	get(t, "default/valid", app)
+	if !equality.Semantic.DeepEqual(app.Status.Connections, journal) {
+		t.Errorf("the journal is %+v, and was %+v", app.Status.Connections, journal)
 	}
 }
 
