@@ -121,12 +121,25 @@ func (k *keeper) introduce(ctx context.Context) bool {
 		if k.write(ctx, Word{At: k.Clock.Now(), Every: Every(standing), Pulse: k.pulses() && !Alone(standing, k.Clock.Now())}) {
 			return true
 		}
-		again := k.Clock.NewTimer(pause)
-		select {
-		case <-again.C():
-		case <-ctx.Done():
-			again.Stop()
+		if !k.await(ctx, pause) {
 			return false
+		}
+	}
+}
+
+// await waits for so long, or until it is time for a call: an agent before this one may have been heard, and be missed. It reports whether ctx goes on.
+func (k *keeper) await(ctx context.Context, pause time.Duration) bool {
+	tick, over := k.Clock.NewTicker(look), k.Clock.Now().Add(pause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C():
+		case <-ctx.Done():
+			return false
+		}
+		now := k.Clock.Now()
+		if !now.Before(over) || (now.Sub(k.tried) >= hurry && Alone(k.Standing(), now)) {
+			return true
 		}
 	}
 }
@@ -141,23 +154,25 @@ func (k *keeper) look(ctx context.Context) {
 		}
 		return
 	}
-	every := Every(standing)
-	switch {
-	case k.alone.IsZero():
+	if k.alone.IsZero() {
 		k.alone = now
 		k.Log.Info("Nobody is heard, or too few: this agent speaks through the API", "others", standing.Others, "heard", standing.Heard)
-	case now.Sub(k.alone) > soon:
-		every = max(every, slow)
-		fallthrough
-	default:
-		if k.pulses() {
-			every = min(every, k.Pulse.Every)
-		}
-		if !k.due(now, every) {
-			return
-		}
+	} else if !k.due(now, k.next(standing, k.wrote)) {
+		return
 	}
-	k.write(ctx, Word{At: now, Every: every})
+	k.write(ctx, Word{At: now, Every: k.next(standing, now)})
+}
+
+// next is how long after a word of that moment the next one comes, while the agent stays cut off.
+func (k *keeper) next(s gossip.Standing, word time.Time) time.Duration {
+	every := Every(s)
+	if word.Add(every).Sub(k.alone) > soon {
+		every = max(every, slow)
+	}
+	if k.pulses() {
+		every = min(every, k.Pulse.Every)
+	}
+	return every
 }
 
 // touch writes the last word again, with another date beside it. An agent that calls writes anyway. One that pulses says its next word now, and no other: whoever

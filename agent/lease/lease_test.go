@@ -162,6 +162,41 @@ func TestAnAgentThatStaysCutOffSpeaksLessOften(t *testing.T) {
 	if at[last]-at[last-1] != slow || every[last] != slow || at[1]-at[0] != time.Second || at[last] < 110*time.Second {
 		t.Errorf("after two minutes it speaks at %v, every %v", at[last-3:], every[last])
 	}
+	for i := range last {
+		if gap := at[i+1] - at[i]; gap > every[i] { // who waits for the next takes the host for dead before it comes
+			t.Errorf("at %v it says that it speaks again in %v, and does in %v", at[i], every[i], gap)
+		}
+	}
+}
+
+// TestAnAgentThatIsCutOffBeforeItsFirstWordCalls: one before it, in the same boot, has left a word in the Lease, and was heard.
+func TestAnAgentThatIsCutOffBeforeItsFirstWordCalls(t *testing.T) {
+	s := begin(t, true)
+	for pause := atFirst; pause <= 16*time.Second; pause *= 2 { // the API has been away for a while: the next try is in half a minute
+		for !s.clock.HasWaiters() {
+			continue
+		}
+		s.clock.Step(pause)
+		<-s.wrote
+	}
+	cut := s.clock.Now()
+	s.set(unheard(cut, 2), false)
+	for range 5 {
+		for !s.clock.HasWaiters() {
+			continue
+		}
+		s.clock.Step(look)
+	}
+	select {
+	case <-s.wrote:
+	case <-time.After(5 * time.Second):
+		t.Fatal("it waits for its next try")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.words) != 1 || s.words[0].At.Sub(cut) != 1250*time.Millisecond {
+		t.Errorf("it is cut off after %s, and says %+v", cut.Sub(s.began), s.words)
+	}
 }
 
 func TestAWordThatIsNotTakenIsSaidAgain(t *testing.T) {
