@@ -342,8 +342,8 @@ func (v *vantage) found(request []asking, answers []wire.Answer, asked, arrived 
 			key := [2]string{r.host, r.pod}
 			pods[key] = append(pods[key], answer.Outcome)
 		case r.agent:
-			if answer.Outcome == wire.Answered && boot(answer.BootID) != "" && later(s.Agent, sign) == sign {
-				s.Agent, s.AgentBoot = sign, answer.BootID
+			if answer.Outcome == wire.Answered && boot(answer.BootID) != "" {
+				s.said(sign, answer.BootID)
 			}
 		case s.port(answerOf(answer.Outcome), sign):
 			news = append(news, r.host)
@@ -360,7 +360,7 @@ func (v *vantage) found(request []asking, answers []wire.Answer, asked, arrived 
 // port takes how the kubelet's port answered, and reports whether that is another answer than before.
 func (s *seen) port(answer evidence.Answer, sign evidence.Sign) bool {
 	if answer.Rank() != evidence.RankNone {
-		s.PortHeard = later(s.PortHeard, sign)
+		s.PortHeard = latest(s.PortHeard, sign)
 	}
 	if sign.NotBefore < s.PortAsked { // a later question was answered sooner
 		return false
@@ -380,9 +380,9 @@ func (s *seen) pod(uid string, outcomes []wire.Outcome, sign evidence.Sign) bool
 	for _, o := range outcomes {
 		switch o {
 		case wire.Answered:
-			there.Answered, there.Replied = later(there.Answered, sign), later(there.Replied, sign)
+			there.Answered, there.Replied = latest(there.Answered, sign), latest(there.Replied, sign)
 		case wire.Failed, wire.Refused:
-			there.Replied = later(there.Replied, sign)
+			there.Replied = latest(there.Replied, sign)
 		}
 	}
 	if sign.NotBefore < there.Asked {

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/utils/ptr"
+
 	"github.com/holdfast-dev/holdfast/agent/wire"
 	"github.com/holdfast-dev/holdfast/engine/evidence"
 	"github.com/holdfast-dev/holdfast/engine/plan"
@@ -141,12 +143,44 @@ func TestADateLiesBetweenTwoInstantsOfOurs(t *testing.T) {
 	}
 }
 
-func TestTheLaterSignIsKept(t *testing.T) {
-	early, late := evidence.Sign{Heard: true, NotBefore: at(1), NotAfter: at(30)}, evidence.Sign{Heard: true, NotBefore: at(2), NotAfter: at(3)}
-	for _, pair := range [][2]evidence.Sign{{early, late}, {late, early}, {late, {}}, {{}, late}} {
-		if got := later(pair[0], pair[1]); got != late {
-			t.Errorf("of %+v %+v is kept", pair, got)
+func TestOfTwoSignsTheLatestMomentIsKept(t *testing.T) {
+	sign := func(before, after float64) evidence.Sign {
+		return evidence.Sign{Heard: true, NotBefore: at(before), NotAfter: at(after)}
+	}
+	for what, c := range map[string][3]evidence.Sign{
+		"one after the other":                 {sign(1, 2), sign(3, 4), sign(3, 4)},
+		"one that was waited for around both": {sign(1, 30), sign(2, 3), sign(2, 30)},
+		"nothing before":                      {{}, sign(2, 3), sign(2, 3)},
+	} {
+		if got := latest(c[0], c[1]); got != c[2] {
+			t.Errorf("%s: %+v is kept", what, got)
 		}
+		if got := latest(c[1], c[0]); got != c[2] {
+			t.Errorf("%s, the other way round: %+v is kept", what, got)
+		}
+	}
+}
+
+// TestAViewThatWasAwaitedEndsSilence: it was asked for before the one of a round, and says of half a minute later that the host is heard.
+func TestAViewThatWasAwaitedEndsSilence(t *testing.T) {
+	all := func(string) bool { return true }
+	of := func(boot string) wire.View {
+		return wire.View{Hosts: []wire.Host{{Facts: wire.Facts{Node: "n", BootID: boot}, State: wire.StateAlive, HeardAge: ptr.To[int64](1000)}}}
+	}
+	v := &vantage{host: Host{Node: "w"}, seen: map[string]*seen{}}
+	v.take(of("b1"), at(10), at(11), all)
+	v.take(of("b1"), at(5), at(35), all)
+	want := evidence.Sign{Heard: true, NotBefore: at(9), NotAfter: at(34) + evidence.Instant(trip)}
+	if s := v.seen["n"]; s.Agent != want || s.report.Sign != want || s.AgentBoot != "b1" {
+		t.Errorf("it was heard %+v, and reported %+v", s.Agent, s.report)
+	}
+	v.take(of("b2"), at(6), at(36), all) // another boot's word, which may be the older one, says nothing of this one
+	if s := v.seen["n"]; s.Agent != want || s.AgentBoot != "b1" {
+		t.Errorf("it was heard %+v in boot %s", s.Agent, s.AgentBoot)
+	}
+	v.take(of("b2"), at(40), at(41), all)
+	if s := v.seen["n"]; s.AgentBoot != "b2" || s.report.BootID != "b2" || s.Agent.NotBefore != at(39) || s.Agent.NotAfter != at(40)+evidence.Instant(trip) {
+		t.Errorf("it was heard %+v in boot %s", s.Agent, s.AgentBoot)
 	}
 }
 

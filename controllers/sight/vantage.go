@@ -117,12 +117,30 @@ func dated(ms int64, asked, arrived evidence.Instant) evidence.Sign {
 	return evidence.Sign{Heard: true, NotBefore: asked - evidence.Instant(age(ms)), NotAfter: min(arrived, arrived-evidence.Instant(age(ms)-trip))}
 }
 
-// later returns the later of two signs; what was heard once is never forgotten for a silence.
-func later(a, b evidence.Sign) evidence.Sign {
-	if !a.Heard || (b.Heard && b.NotBefore > a.NotBefore) {
+// newer reports whether a sign is the first, or certainly came later than what is known may have come.
+func newer(known, sign evidence.Sign) bool { return !known.Heard || sign.NotBefore > known.NotBefore }
+
+// latest is what two signs say of the latest moment at which anything was heard: not before the later of their first moments, and not after the later of their last.
+// The view that was asked for first may be of the later moment, as where one is awaited; and what was heard once is never forgotten for a silence.
+func latest(a, b evidence.Sign) evidence.Sign {
+	switch {
+	case !a.Heard:
 		return b
+	case !b.Heard:
+		return a
+	default:
+		return evidence.Sign{Heard: true, NotBefore: max(a.NotBefore, b.NotBefore), NotAfter: max(a.NotAfter, b.NotAfter)}
 	}
-	return a
+}
+
+// said takes an answer of the host's agent, which named that boot.
+func (s *seen) said(sign evidence.Sign, boot string) {
+	switch {
+	case s.AgentBoot == boot:
+		s.Agent = latest(s.Agent, sign)
+	case newer(s.Agent, sign):
+		s.Agent, s.AgentBoot = sign, boot
+	}
 }
 
 var states = map[wire.State]evidence.Gossip{wire.StateAlive: evidence.GossipAlive, wire.StateSuspect: evidence.GossipSuspect, wire.StateDead: evidence.GossipDead}
@@ -177,11 +195,17 @@ func (v *vantage) hear(s *seen, h wire.Host, asked, arrived evidence.Instant) bo
 		return false
 	}
 	sign := dated(*h.HeardAge, asked, arrived)
-	if h.Node != v.host.Node && later(s.Agent, sign) == sign {
-		s.Agent, s.AgentBoot = sign, boot(h.BootID)
+	if h.Node != v.host.Node {
+		s.said(sign, boot(h.BootID))
 	}
-	if later(s.report.Sign, sign) != sign {
+	if !newer(s.report.Sign, sign) {
+		if s.report.BootID == boot(h.BootID) {
+			s.report.Sign = latest(s.report.Sign, sign)
+		}
 		return false
+	}
+	if s.report.BootID == boot(h.BootID) {
+		sign = latest(s.report.Sign, sign)
 	}
 	was := s.report
 	s.report = evidence.Report{Sign: sign, BootID: boot(h.BootID), Kubelet: pulses[h.Kubelet], Runtime: pulses[h.Runtime], API: pulses[h.API]}
