@@ -22,6 +22,7 @@ func TestCase8Witnesses(t *testing.T) {
 		{"a kubelet that hangs is restarted", false, kubeletRestarted},
 		{"kubelet and agent stop, the application answers", false, kubeletAndAgentStop},
 		{"connections to a lost pod are reset", false, connectionsReset},
+		{"connections are recycled when a member comes", false, connectionsRecycled},
 	}, planes...)...)
 }
 

@@ -113,6 +113,32 @@ func (a *Actor) guard(ctx context.Context) error {
 	return a.AwaitReady(ctx)
 }
 
+// Muster has the actor, which is a StatefulSet, have so many members, each with a volume of its own, and waits until they are ready and the others gone. What is
+// acknowledged by other members than the first cannot be judged.
+func (a *Actor) Muster(ctx context.Context, members int) error {
+	for n := range members {
+		name := fmt.Sprintf("%s-%d", a.Name, n)
+		if err := a.stage.Lab.CreateVolume(ctx, lab.Volume{Name: name, Claim: "data-" + name, Namespace: Namespace, Class: a.Class}); err != nil {
+			return err
+		}
+	}
+	if _, err := a.stage.Kubectl(ctx, "scale", "-n", Namespace, a.Workload(), fmt.Sprintf("--replicas=%d", members)); err != nil {
+		return err
+	}
+	err := follow(ctx, a.stage.Client, &corev1.PodList{}, []client.ListOption{client.InNamespace(Namespace), client.MatchingLabels{"app": a.Name}}, func(now map[string]*corev1.Pod) bool {
+		for _, p := range now {
+			if !PodReady(p) {
+				return false
+			}
+		}
+		return len(now) == members
+	})
+	if err != nil {
+		return fmt.Errorf("%s is to have %d members: %w", a.Name, members, err)
+	}
+	return nil
+}
+
 // Exit takes the actor off: the guard, then the workload. Its volume stays, with everything that was written.
 func (a *Actor) Exit(ctx context.Context) error {
 	pods, err := a.Pods(ctx)

@@ -6,6 +6,7 @@ package stage
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -58,6 +59,8 @@ const askEvery = 100 * time.Millisecond
 // the ledger's host is gone, only the network ends it.
 type Connection struct {
 	Seat
+	// To is the host of the member that it leads to.
+	To    string
 	conn  net.Conn
 	tasks sync.WaitGroup
 	once  sync.Once
@@ -114,6 +117,13 @@ func (c *Connection) greet(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var told struct {
+		Host string `json:"host"`
+	}
+	if err := json.NewDecoder(answer.Body).Decode(&told); err != nil {
+		return fmt.Errorf("what the ledger says of itself: %w", err)
+	}
+	c.To = told.Host
 	if _, err := io.Copy(io.Discard, answer.Body); err != nil {
 		return err
 	}
@@ -121,7 +131,7 @@ func (c *Connection) greet(ctx context.Context) error {
 }
 
 func (c *Connection) ask() error {
-	_, err := io.WriteString(c.conn, "GET /readyz HTTP/1.1\r\nHost: ledger\r\n\r\n")
+	_, err := io.WriteString(c.conn, "GET /status HTTP/1.1\r\nHost: ledger\r\n\r\n")
 	return err
 }
 
@@ -158,6 +168,16 @@ func (c *Connection) end(err error) {
 
 // Ended is closed when the connection has ended.
 func (c *Connection) Ended() <-chan struct{} { return c.ended }
+
+// Open reports whether nothing has ended it.
+func (c *Connection) Open() bool {
+	select {
+	case <-c.ended:
+		return false
+	default:
+		return true
+	}
+}
 
 // End waits until the connection has ended, and says when the client learned of it, and how: syscall.ECONNRESET where it was reset, syscall.ECONNABORTED where the
 // host's agent has ended a socket of the host's network, io.EOF where the ledger closed it, net.ErrClosed after Close.
