@@ -560,3 +560,17 @@ func TestConformance(t *testing.T) {
 		})
 	}
 }
+
+// What the agent refuses by its name, the GuardConfig refuses before it comes to that.
+func TestTheAPIRefusesByNameWhatTheAgentDoes(t *testing.T) {
+	definition, err := os.ReadFile("../../config/crd/bases/guard.holdfast.dev_guardconfigs.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := strings.Join(strings.Fields(string(definition)), " ") // however it is folded
+	for _, name := range virtual {
+		if !strings.Contains(said, "'"+name+"'") {
+			t.Errorf("a GuardConfig may name %q, which no agent arms", name)
+		}
+	}
+}

@@ -80,6 +80,36 @@ type Witness struct {
 	// the capabilities NET_ADMIN and NET_RAW.
 	// +kubebuilder:default=true
 	ResetConnections *bool `json:"resetConnections,omitempty"`
+	// Watchdog has the agents arm a hardware watchdog on every host that has one of those named. Without it no host fences itself. It makes the agents privileged, and agents are then
+	// replaced by nobody but a human, since to end one may be to reset its host.
+	Watchdog *WitnessWatchdog `json:"watchdog,omitempty"`
+}
+
+// WitnessWatchdog is a hardware watchdog that resets a host when the API has not taken the word of its agent for too long.
+// +kubebuilder:validation:XValidation:rule="self.device.matches('^/dev/watchdog[0-9]+$')",message="watchdog.device must be /dev/watchdogN with its number, as /dev/watchdog0: list those of a host with ls /sys/class/watchdog"
+// +kubebuilder:validation:XValidation:rule="self.identities.all(i, i.matches('^[^, ]([^,]*[^, ])?$'))",message="watchdog.identities: one has a comma, or a space at an end: give each as cat /sys/class/watchdog/watchdog0/identity prints it"
+// +kubebuilder:validation:XValidation:rule="self.identities.all(i, !['software', 'softdog', 'virtual', 'virtio', 'qemu', 'i6300esb', 'ib700', 'kvm', 'xen', 'hyper-v', 'hyperv', 'vmware', 'vbox', 'powervm', 'pseries', 'diag288', 'z/vm'].exists(v, i.lowerAscii().contains(v)))",message="watchdog.identities names software or a virtual machine's device, which is never armed: give those of hardware that you have seen reset a host"
+type WitnessWatchdog struct {
+	// Device on every host, as /dev/watchdog0. A host without it, or where it has another identity, does not fence itself.
+	// +kubebuilder:validation:MaxLength=32
+	Device string `json:"device"`
+	// Identities that the device may have, as /sys/class/watchdog/watchdog0/identity gives them: those of hardware that you have seen reset a host.
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=31
+	Identities []string `json:"identities"`
+	// ContactSeconds after the last word of an agent's that the API took, its host is let go. An API that is away for longer resets every host that is armed.
+	// +kubebuilder:default=20
+	// +kubebuilder:validation:Minimum=10
+	// +kubebuilder:validation:Maximum=600
+	ContactSeconds int32 `json:"contactSeconds,omitempty"`
+	// TimeoutSeconds that the device is set to. Whoever takes an agent's place must be there before it is over.
+	// +kubebuilder:default=60
+	// +kubebuilder:validation:Minimum=4
+	// +kubebuilder:validation:Maximum=600
+	TimeoutSeconds int32 `json:"timeoutSeconds,omitempty"`
 }
 
 // Resets reports whether connections to the pods of lost hosts are reset: where agents run, unless somebody said no.

@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/holdfast-dev/holdfast/agent/keyring"
+	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/controllers/witness/manifest"
 )
 
@@ -30,7 +31,7 @@ func (r *Reconciler) act(ctx context.Context, s *sighting) {
 	switch {
 	case !s.place:
 	case !s.config.Spec.Witness.Enabled:
-		s.err = r.end(ctx)
+		s.err = r.end(ctx, s)
 	default:
 		// The keys come first, since without them no agent starts; but whatever is wrong with them, those that run have theirs.
 		turning, err := r.keys(ctx, s)
@@ -38,15 +39,20 @@ func (r *Reconciler) act(ctx context.Context, s *sighting) {
 			err = nil // somebody else has written: the next look sees what
 		}
 		s.turning = turning
-		s.err = errors.Join(err, r.bring(ctx, s))
+		s.err = errors.Join(err, r.bring(ctx, s, s.config.Spec.Witness))
 	}
 }
 
-// end removes the DaemonSet. The agents take leave, so that nobody holds them for dead.
-func (r *Reconciler) end(ctx context.Context) error {
+// end removes the DaemonSet. The agents take leave, so that nobody holds them for dead. Where one may hold its host by a watchdog they stay, and those that come arm nothing.
+func (r *Reconciler) end(ctx context.Context, s *sighting) error {
 	agents, err := r.running(ctx)
 	if agents == nil || err != nil {
 		return err
+	}
+	if manifest.MayHold(agents) {
+		unarmed := s.config.Spec.Witness
+		unarmed.Watchdog = nil
+		return r.bring(ctx, s, unarmed)
 	}
 	if err := r.Direct.Delete(ctx, agents); client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("end the agents: %w", err)
@@ -55,7 +61,7 @@ func (r *Reconciler) end(ctx context.Context) error {
 }
 
 // bring applies what the agents read, and the agents.
-func (r *Reconciler) bring(ctx context.Context, s *sighting) error {
+func (r *Reconciler) bring(ctx context.Context, s *sighting, settings v1alpha1.Witness) error {
 	authority, err := r.Authority.Keep(ctx)
 	if err != nil {
 		return err
@@ -64,7 +70,11 @@ func (r *Reconciler) bring(ctx context.Context, s *sighting) error {
 	if err != nil {
 		return err
 	}
-	wanted := manifest.Wanted{Image: r.Image, Settings: s.config.Spec.Witness, CA: certificate, Seeds: seeds(s.nodes)}
+	before, err := r.running(ctx)
+	if err != nil {
+		return err
+	}
+	wanted := manifest.Wanted{Image: r.Image, Settings: settings, CA: certificate, Seeds: seeds(s.nodes), ByHand: manifest.MayHold(before)}
 	if err := r.apply(ctx, wanted.ConfigMap()); err != nil {
 		return err
 	}

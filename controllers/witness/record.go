@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	logf "sigs.k8s.io/controller-runtime/pkg/log"
@@ -50,19 +51,23 @@ func (s *sighting) state() (reason, message string) {
 	switch enabled := s.config.Spec.Witness.Enabled; {
 	case s.err != nil:
 		return v1alpha1.ReasonWitnessesFailing, s.err.Error()
-	case !enabled:
+	case !enabled && s.agents == nil:
 		return v1alpha1.ReasonWitnessesDisabled, "spec.witness.enabled is false: no agents run"
 	case !s.place:
 		return v1alpha1.ReasonNamespaceMissing, fmt.Sprintf("there is no namespace %s, and the manager may make none: "+
 			"apply config/witness of this version (kubectl apply --server-side -k config/witness)", manifest.Namespace)
 	case s.agents == nil:
 		return v1alpha1.ReasonRollingOut, "the agents are on their way"
+	case !enabled:
+		return v1alpha1.ReasonRollingOut, "spec.witness.enabled is false, and the agents stay until none may hold its host by a watchdog: " + byHand(s.agents)
 	}
 	st := s.agents.Status
 	all := st.DesiredNumberScheduled
 	switch {
 	case st.ObservedGeneration < s.agents.Generation || all == 0:
 		return v1alpha1.ReasonRollingOut, "the agents are on their way"
+	case st.UpdatedNumberScheduled < all && manifest.MayHold(s.agents):
+		return v1alpha1.ReasonRollingOut, byHand(s.agents)
 	case st.UpdatedNumberScheduled < all:
 		return v1alpha1.ReasonRollingOut, fmt.Sprintf("%d of %d hosts have an agent of the present settings; if it stays so: kubectl describe daemonset -n %s",
 			st.UpdatedNumberScheduled, all, manifest.Namespace)
@@ -71,4 +76,10 @@ func (s *sighting) state() (reason, message string) {
 	default:
 		return v1alpha1.ReasonWitnessesReady, fmt.Sprintf("%d agents are ready", all)
 	}
+}
+
+// byHand says what to do where nobody but a human replaces an agent.
+func byHand(agents *appsv1.DaemonSet) string {
+	return fmt.Sprintf("%d of %d hosts have an agent of the present settings. No other is replaced or ended but by you, since one that holds a watchdog may have its host reset: move guarded pods off a host, "+
+		"then delete its agent's pod (kubectl get pods -n %s -o wide), one host after the other", agents.Status.UpdatedNumberScheduled, agents.Status.DesiredNumberScheduled, manifest.Namespace)
 }

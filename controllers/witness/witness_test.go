@@ -301,6 +301,82 @@ func TestThePodsAreAsSmallAsTheyCanBe(t *testing.T) {
 	}
 }
 
+// replaced says of how many of two hosts the agents are those of the present settings, as the DaemonSet's controller would.
+func (s *site) replaced(n int32) {
+	s.Helper()
+	agents, err := s.agents()
+	s.must(err)
+	agents.Status = appsv1.DaemonSetStatus{ObservedGeneration: agents.Generation, DesiredNumberScheduled: 2, CurrentNumberScheduled: 2, UpdatedNumberScheduled: n, NumberReady: 2}
+	s.must(s.Status().Update(s.Context(), agents))
+	s.look()
+}
+
+// set changes what is wanted of the agents.
+func (s *site) set(change func(*v1alpha1.Witness)) {
+	s.Helper()
+	c := s.config()
+	change(&c.Spec.Witness)
+	s.must(s.Update(s.Context(), c))
+	s.look()
+}
+
+// arms expects the DaemonSet to make agents that arm a watchdog or not, and to replace those that run or not.
+func (s *site) arms(arms, replaces bool) {
+	s.Helper()
+	agents, err := s.agents()
+	s.must(err)
+	args := agents.Spec.Template.Spec.Containers[0].Args
+	if slices.Contains(args, "--watchdog=/dev/watchdog0") != arms || (agents.Spec.UpdateStrategy.Type == appsv1.RollingUpdateDaemonSetStrategyType) != replaces {
+		s.Errorf("agents are started with %v, and replaced %s", args, agents.Spec.UpdateStrategy.Type)
+	}
+}
+
+// An agent that holds its host by a watchdog is ended by nobody but a human, whatever becomes of the settings.
+func TestAgentsThatMayHoldTheirHostsAreReplacedByNobodyButAHuman(t *testing.T) {
+	s := newSite(t, true)
+	s.place()
+	s.look()
+	s.arms(false, true)
+	dog := &v1alpha1.WitnessWatchdog{Device: "/dev/watchdog0", Identities: []string{"iTCO_wdt"}}
+	s.set(func(w *v1alpha1.Witness) { w.Watchdog = dog })
+	s.arms(true, false)
+	agents, err := s.agents()
+	s.must(err)
+	pod := &corev1.Pod{ObjectMeta: agents.Spec.Template.ObjectMeta, Spec: agents.Spec.Template.Spec}
+	pod.Name, pod.Namespace = "witness-x", manifest.Namespace
+	if err := s.Create(t.Context(), pod, client.DryRunAll); err != nil {
+		t.Errorf("a pod of the DaemonSet is refused: %v", err)
+	}
+	if args := pod.Spec.Containers[0].Args; !slices.Contains(args, "--watchdog-contact=20s") || !slices.Contains(args, "--watchdog-timeout=60s") {
+		t.Errorf("the defaults are not what is said of them: %v", args)
+	}
+	s.replaced(1)
+	s.is(metav1.ConditionFalse, v1alpha1.ReasonRollingOut, "1 of 2 hosts have an agent of the present settings. No other is replaced or ended but by you")
+	s.replaced(2)
+	s.is(metav1.ConditionTrue, v1alpha1.ReasonWitnessesReady, "2 agents")
+
+	s.set(func(w *v1alpha1.Witness) { w.Watchdog = nil })
+	s.arms(false, false)
+	s.lead() // whoever leads next knows it too
+	s.replaced(1)
+	s.arms(false, false)
+	s.replaced(2)
+	s.arms(false, true)
+
+	s.set(func(w *v1alpha1.Witness) { w.Watchdog = dog })
+	s.replaced(2)
+	s.set(func(w *v1alpha1.Witness) { w.Enabled = false })
+	s.arms(false, false)
+	s.is(metav1.ConditionFalse, v1alpha1.ReasonRollingOut, "spec.witness.enabled is false, and the agents stay")
+	s.replaced(1)
+	s.is(metav1.ConditionFalse, v1alpha1.ReasonRollingOut, "1 of 2 hosts")
+	s.replaced(2)
+	if _, err := s.agents(); !apierrors.IsNotFound(err) {
+		t.Errorf("the DaemonSet is still there: %v", err)
+	}
+	s.is(metav1.ConditionFalse, v1alpha1.ReasonWitnessesDisabled, "no agents run")
+}
+
 func TestSeedsAreFewAndSpreadOverZones(t *testing.T) {
 	s := newSite(t, true)
 	s.place()

@@ -270,6 +270,30 @@ var refusals = []struct {
 		"spec.witness.runtimeSocket in body should match",
 	},
 	{
+		"a watchdog without a number", validConfig, []string{"spec.witness.watchdog={device: /dev/watchdog, identities: [iTCO_wdt]}"},
+		"watchdog.device must be /dev/watchdogN with its number, as /dev/watchdog0: list those of a host with ls /sys/class/watchdog",
+	},
+	{
+		"two identities in one", validConfig, []string{"spec.witness.watchdog={device: /dev/watchdog0, identities: ['iTCO_wdt,softdog']}"},
+		"watchdog.identities: one has a comma, or a space at an end: give each as cat /sys/class/watchdog/watchdog0/identity prints it",
+	},
+	{
+		"a watchdog that is software", validConfig, []string{"spec.witness.watchdog={device: /dev/watchdog0, identities: [iTCO_wdt, Software Watchdog]}"},
+		"watchdog.identities names software or a virtual machine's device, which is never armed: give those of hardware that you have seen reset a host",
+	},
+	{
+		"a watchdog of any make", validConfig, []string{"spec.witness.watchdog={device: /dev/watchdog0, identities: []}"},
+		"spec.witness.watchdog.identities in body should have at least 1 items",
+	},
+	{
+		"a watchdog that is fed for seconds only", validConfig, []string{"spec.witness.watchdog={device: /dev/watchdog0, identities: [iTCO_wdt], contactSeconds: 9}"},
+		"spec.witness.watchdog.contactSeconds in body should be greater than or equal to 10",
+	},
+	{
+		"a watchdog that resets in an hour", validConfig, []string{"spec.witness.watchdog={device: /dev/watchdog0, identities: [iTCO_wdt], timeoutSeconds: 3600}"},
+		"spec.witness.watchdog.timeoutSeconds in body should be less than or equal to 600",
+	},
+	{
 		"agents that restart what is no service", validConfig, []string{"spec.witness.kubeletUnit=kubelet.target"},
 		"spec.witness.kubeletUnit in body should match",
 	},

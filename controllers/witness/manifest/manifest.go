@@ -9,6 +9,8 @@ import (
 	"encoding/hex"
 	"fmt"
 	"path"
+	"slices"
+	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -60,6 +62,8 @@ type Wanted struct {
 	// CA is the authority's certificate, and Seeds the addresses to begin with, one a line.
 	CA    []byte
 	Seeds string
+	// ByHand has nobody but a human replace an agent: one that runs may hold its host by a watchdog, and to end it may be to reset the host.
+	ByHand bool
 }
 
 // ConfigMap is what all agents read.
@@ -79,15 +83,39 @@ func (w Wanted) DaemonSet() *appsv1.DaemonSet {
 		TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "DaemonSet"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: Name, Labels: labels},
 		Spec: appsv1.DaemonSetSpec{
-			Selector: &metav1.LabelSelector{MatchLabels: selector},
-			UpdateStrategy: appsv1.DaemonSetUpdateStrategy{Type: appsv1.RollingUpdateDaemonSetStrategyType,
-				RollingUpdate: &appsv1.RollingUpdateDaemonSet{MaxUnavailable: ptr.To(intstr.FromString("10%"))}},
+			Selector:       &metav1.LabelSelector{MatchLabels: selector},
+			UpdateStrategy: w.strategy(),
 			Template: corev1.PodTemplateSpec{
 				ObjectMeta: metav1.ObjectMeta{Labels: labels, Annotations: map[string]string{annotationAuthority: hex.EncodeToString(sum[:8])}},
 				Spec:       w.pod(),
 			},
 		},
 	}
+}
+
+func (w Wanted) strategy() appsv1.DaemonSetUpdateStrategy {
+	if w.ByHand || w.Settings.Watchdog != nil {
+		return appsv1.DaemonSetUpdateStrategy{Type: appsv1.OnDeleteDaemonSetStrategyType}
+	}
+	return appsv1.DaemonSetUpdateStrategy{Type: appsv1.RollingUpdateDaemonSetStrategyType,
+		RollingUpdate: &appsv1.RollingUpdateDaemonSet{MaxUnavailable: ptr.To(intstr.FromString("10%"))}}
+}
+
+// flagWatchdog has an agent arm a watchdog.
+const flagWatchdog = "--watchdog="
+
+// MayHold reports whether an agent that runs may hold its host by a watchdog: this DaemonSet makes such agents, or it made them before, and not every agent has been replaced since.
+func MayHold(agents *appsv1.DaemonSet) bool {
+	if agents == nil {
+		return false
+	}
+	for _, c := range agents.Spec.Template.Spec.Containers {
+		if slices.ContainsFunc(c.Args, func(arg string) bool { return strings.HasPrefix(arg, flagWatchdog) }) {
+			return true
+		}
+	}
+	st := agents.Status
+	return agents.Spec.UpdateStrategy.Type == appsv1.OnDeleteDaemonSetStrategyType && (st.ObservedGeneration < agents.Generation || st.UpdatedNumberScheduled < st.DesiredNumberScheduled)
 }
 
 func (w Wanted) pod() corev1.PodSpec {
@@ -107,10 +135,17 @@ func (w Wanted) pod() corev1.PodSpec {
 		// For the table in nftables and the tracked connections; and for packets in the name of the lost.
 		c.SecurityContext.Capabilities.Add = []corev1.Capability{"NET_ADMIN", "NET_RAW"}
 	}
+	if dog := w.Settings.Watchdog; dog != nil {
+		c := &pod.Containers[0]
+		c.Args = append(c.Args, flagWatchdog+dog.Device, "--watchdog-identities="+strings.Join(dog.Identities, ","),
+			fmt.Sprintf("--watchdog-contact=%ds", dog.ContactSeconds), fmt.Sprintf("--watchdog-timeout=%ds", dog.TimeoutSeconds))
+		// No other container reaches a device of the host's, and one that is mounted into it would keep the agent from every host that has none.
+		c.SecurityContext.Privileged, c.SecurityContext.AllowPrivilegeEscalation, c.SecurityContext.Capabilities = ptr.To(true), nil, nil
+	}
 	return pod
 }
 
-// plain is the pod of agents that restart and reset nothing.
+// plain is the pod of agents that restart, reset and arm nothing.
 func (w Wanted) plain() corev1.PodSpec {
 	return corev1.PodSpec{
 		ServiceAccountName: Name,

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/utils/ptr"
 
@@ -52,6 +53,71 @@ func TestAgentsHaveCapabilitiesOnlyToResetConnections(t *testing.T) {
 		got := agent.SecurityContext.Capabilities
 		if slices.Contains(agent.Args, "--reset-connections") != c.resets || !slices.Equal(got.Add, want) || !slices.Equal(got.Drop, []corev1.Capability{"ALL"}) {
 			t.Errorf("%+v: args %v, capabilities %+v", c.settings, agent.Args, got)
+		}
+	}
+}
+
+// Agents are privileged only where they arm a watchdog, and then nobody but a human replaces them.
+func TestAgentsArePrivilegedOnlyToArmAWatchdog(t *testing.T) {
+	dog := &v1alpha1.WitnessWatchdog{Device: "/dev/watchdog1", Identities: []string{"iTCO_wdt", "HPE iLO2+ HW Watchdog Timer"}, ContactSeconds: 30, TimeoutSeconds: 10}
+	for what, c := range map[string]struct {
+		settings      v1alpha1.Witness
+		byHand        bool
+		arms, replace bool
+	}{
+		"by default":                        {v1alpha1.Witness{Enabled: true}, false, false, true},
+		"for a unit":                        {v1alpha1.Witness{Enabled: true, KubeletUnit: "kubelet.service"}, false, false, true},
+		"for a watchdog":                    {v1alpha1.Witness{Enabled: true, Watchdog: dog}, false, true, false},
+		"for a watchdog that is there":      {v1alpha1.Witness{Enabled: true, Watchdog: dog}, true, true, false},
+		"while one may be held from before": {v1alpha1.Witness{Enabled: true}, true, false, false},
+	} {
+		agents := Wanted{Settings: c.settings, ByHand: c.byHand}.DaemonSet()
+		agent := agents.Spec.Template.Spec.Containers[0]
+		flags := 0
+		for _, want := range []string{"--watchdog=/dev/watchdog1", "--watchdog-identities=iTCO_wdt,HPE iLO2+ HW Watchdog Timer", "--watchdog-contact=30s", "--watchdog-timeout=10s"} {
+			if slices.Contains(agent.Args, want) {
+				flags++
+			}
+		}
+		if armed := strings.Contains(strings.Join(agent.Args, " "), "watchdog"); armed != c.arms || flags != map[bool]int{true: 4}[c.arms] {
+			t.Errorf("%s: it is started with %v", what, agent.Args)
+		}
+		sc := agent.SecurityContext
+		privileged, dropped := sc.Privileged != nil && *sc.Privileged, sc.Capabilities != nil && slices.Contains(sc.Capabilities.Drop, "ALL")
+		if privileged != c.arms || dropped == c.arms || (sc.AllowPrivilegeEscalation == nil) != c.arms {
+			t.Errorf("%s: its security context is %+v", what, sc)
+		}
+		if rolls := agents.Spec.UpdateStrategy.Type == appsv1.RollingUpdateDaemonSetStrategyType; rolls != c.replace || rolls == (agents.Spec.UpdateStrategy.RollingUpdate == nil) {
+			t.Errorf("%s: agents are replaced by %+v", what, agents.Spec.UpdateStrategy)
+		}
+	}
+}
+
+func TestWhichAgentsMayHoldTheirHosts(t *testing.T) {
+	dog := &v1alpha1.WitnessWatchdog{Device: "/dev/watchdog0", Identities: []string{"iTCO_wdt"}, ContactSeconds: 20, TimeoutSeconds: 60}
+	seen := func(w Wanted, generation, observed int64, desired, updated int32) *appsv1.DaemonSet {
+		d := w.DaemonSet()
+		d.Generation, d.Status = generation, appsv1.DaemonSetStatus{ObservedGeneration: observed, DesiredNumberScheduled: desired, UpdatedNumberScheduled: updated}
+		return d
+	}
+	armed, before, never := Wanted{Settings: v1alpha1.Witness{Watchdog: dog}}, Wanted{ByHand: true}, Wanted{}
+	rolled := seen(armed, 1, 1, 2, 2)
+	rolled.Spec.UpdateStrategy = never.strategy()
+	for what, c := range map[string]struct {
+		agents *appsv1.DaemonSet
+		want   bool
+	}{
+		"none that are not there":             {nil, false},
+		"none that were never armed":          {seen(never, 2, 1, 2, 0), false},
+		"those that are armed":                {seen(armed, 1, 1, 2, 2), true},
+		"also if somebody has them replaced":  {rolled, true},
+		"those before settings that are new":  {seen(before, 2, 1, 2, 2), true},
+		"the one that is not replaced":        {seen(before, 2, 2, 2, 1), true},
+		"none, when all have been replaced":   {seen(before, 2, 2, 2, 2), false},
+		"none, where there are to be no more": {seen(before, 2, 2, 0, 0), false},
+	} {
+		if got := MayHold(c.agents); got != c.want {
+			t.Errorf("%s: %v", what, got)
 		}
 	}
 }
