@@ -27,7 +27,7 @@ const (
 	// Settle is how long after a change of the files, or after its kubelet came back, a host may go without having read them. Kubelets bring a Secret
 	// up to date within two minutes and agents read it at once; what is over is for managers whose clocks differ.
 	Settle = 5 * time.Minute
-	// Patience is how long a host without a kubelet, which reads nothing, is waited for.
+	// Patience is how long a host without a kubelet, which reads nothing, is waited for, and how long any that comes and goes.
 	Patience = 24 * time.Hour
 	// size is that of a key: AES-256.
 	size = 32
@@ -55,6 +55,8 @@ type Ring struct {
 // Host is one that has to read the files.
 type Host struct {
 	Name string
+	// Made is since when it is one of the hosts: an agent that came after the files were changed began with them.
+	Made time.Time
 	// Ready says that its kubelet is well, and Since, since when it is so, or is not.
 	Ready bool
 	Since time.Time
@@ -134,7 +136,13 @@ func (r Ring) Waits(now time.Time, hosts []Host) (waits bool, host string) {
 	if now.Sub(r.Since) < Settle {
 		return true, ""
 	}
+	if now.Sub(r.Since) >= Patience { // in a large cluster there is always a host that has just come, or come back
+		return false, ""
+	}
 	for _, h := range hosts {
+		if h.Made.After(r.Since) {
+			continue
+		}
 		if h.Ready && now.Sub(h.Since) < Settle || !h.Ready && now.Sub(h.Since) < Patience {
 			return true, h.Name
 		}

@@ -91,18 +91,33 @@ func TestAStepWaitsForHostsThatMayNotHaveReadTheLast(t *testing.T) {
 		host  keyring.Host
 		waits bool
 	}{
-		"well for long":                {well, false},
-		"well since a moment ago":      {keyring.Host{Name: "back", Ready: true, Since: ago(keyring.Settle - time.Second)}, true},
-		"well for just long enough":    {keyring.Host{Name: "back", Ready: true, Since: ago(keyring.Settle)}, false},
-		"without a kubelet":            {keyring.Host{Name: "down", Since: ago(time.Hour)}, true},
-		"without a kubelet for a day":  {keyring.Host{Name: "gone", Since: ago(keyring.Patience)}, false},
-		"without a kubelet till later": {keyring.Host{Name: "down", Since: now.Add(time.Hour)}, true},
+		"well for long":                 {well, false},
+		"well since a moment ago":       {keyring.Host{Name: "back", Ready: true, Since: ago(keyring.Settle - time.Second)}, true},
+		"well for just long enough":     {keyring.Host{Name: "back", Ready: true, Since: ago(keyring.Settle)}, false},
+		"without a kubelet":             {keyring.Host{Name: "down", Since: ago(time.Hour)}, true},
+		"without a kubelet for a day":   {keyring.Host{Name: "gone", Since: ago(keyring.Patience)}, false},
+		"without a kubelet till later":  {keyring.Host{Name: "down", Since: now.Add(time.Hour)}, true},
+		"that came after the last step": {keyring.Host{Name: "new", Made: ago(time.Minute), Ready: true, Since: ago(time.Second)}, false},
+		"that was there before it":      {keyring.Host{Name: "old", Made: ago(keyring.Period), Ready: true, Since: ago(time.Second)}, true},
 	} {
 		r := made(t)
-		_, changed := turn(t, r, now, false, well, c.host)
+		r.Since = ago(12 * time.Hour)
+		_, changed := turn(t, r, now, true, well, c.host)
 		if waits, name := r.Waits(now, []keyring.Host{well, c.host}); changed == c.waits || waits != c.waits || waits && name != c.host.Name {
 			t.Errorf("a host %s: changed %v, waits %v for %q", says, changed, waits, name)
 		}
+	}
+}
+
+// Among thousands of hosts there is always one that came back a moment ago: a key that has leaked must go all the same.
+func TestAStepWaitsForNobodyLongerThanADay(t *testing.T) {
+	r := made(t)
+	hosts := []keyring.Host{{Name: "down", Since: began}, {Name: "flaps", Ready: true, Since: began.Add(keyring.Patience - time.Minute)}}
+	if _, changed := turn(t, r, began.Add(keyring.Patience-time.Second), true, hosts...); changed {
+		t.Error("it does not wait for a host that may not have read the last step")
+	}
+	if _, changed := turn(t, r, began.Add(keyring.Patience), true, hosts...); !changed {
+		t.Error("a host that comes and goes holds it up for ever")
 	}
 }
 

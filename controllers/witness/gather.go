@@ -60,7 +60,7 @@ func (r *Reconciler) gather(ctx context.Context) (*sighting, error) {
 func (s *sighting) hosts() []keyring.Host {
 	var out []keyring.Host
 	for _, n := range s.nodes {
-		h := keyring.Host{Name: n.Name, Since: n.CreationTimestamp.Time}
+		h := keyring.Host{Name: n.Name, Made: n.CreationTimestamp.Time, Since: n.CreationTimestamp.Time}
 		for _, c := range n.Status.Conditions {
 			if c.Type == corev1.NodeReady {
 				h.Ready, h.Since = c.Status == corev1.ConditionTrue, c.LastTransitionTime.Time

@@ -448,8 +448,9 @@ func TestATurnWaitsForAHostWithoutAKubelet(t *testing.T) {
 	s := newSite(t, true)
 	s.place()
 	s.node("host-1", "a", "10.0.0.1", corev1.ConditionTrue, time.Hour)
+	s.node("host-2", "a", "10.0.0.2", corev1.ConditionUnknown, -time.Hour)
+	s.time.Step(time.Hour) // both are there before the keys
 	s.look()
-	s.node("host-2", "a", "10.0.0.2", corev1.ConditionUnknown, 0)
 	k := s.keys()
 	metav1.SetMetaDataAnnotation(&k.ObjectMeta, "guard.holdfast.dev/turn", "leaked")
 	s.must(s.Update(t.Context(), k))
