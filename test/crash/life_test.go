@@ -11,6 +11,7 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -199,8 +200,9 @@ func (l *life) hooks() interceptor.Funcs {
 		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
 			l.clock.Step(time.Millisecond)
 			switch list.(type) {
-			case *corev1.NodeList, *coordinationv1.LeaseList:
-				opts = append(opts, client.MatchingLabels{"world": l.name})
+			case *corev1.NodeList, *coordinationv1.LeaseList, *corev1.PersistentVolumeList, *corev1.PersistentVolumeClaimList, *storagev1.VolumeAttachmentList,
+				*v1alpha1.FencingProfileList, *v1alpha1.HostAttestationList, *v1alpha1.HostIncidentList:
+				opts = append(opts, l.label())
 			case *corev1.PodList, *v1alpha1.GuardedStatefulAppList:
 				if len(l.tenants) == 1 {
 					opts = append(opts, client.InNamespace(l.name))

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"strings"
 	"sync"
@@ -28,6 +29,7 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/fencing"
@@ -101,20 +103,46 @@ func (o operation) String() string {
 	return o.what
 }
 
-func admin(t *testing.T) client.WithWatch {
+// ofOne reports whether the object is of a kind that carries the label of its world, so that a world's lists have nothing else in them. Nodes and Leases
+// are made with it; pods and apps are told apart by their namespaces.
+func ofOne(o client.Object) bool {
+	switch o.(type) {
+	case *corev1.PersistentVolume, *corev1.PersistentVolumeClaim, *storagev1.VolumeAttachment,
+		*v1alpha1.FencingProfile, *v1alpha1.HostAttestation, *v1alpha1.HostIncident:
+		return true
+	}
+	return false
+}
+
+// admin is an administrator's client that labels what it creates, for whomever, with the world that it is for.
+func admin(t *testing.T, world string) client.WithWatch {
 	t.Helper()
-	config := rest.CopyConfig(cluster.Config)
+	config := rest.AnonymousClientConfig(cluster.Config)
+	config.BearerToken = token
 	config.QPS, config.Burst = 5000, 5000
 	c, err := client.NewWithWatch(config, client.Options{Scheme: envtest.Scheme(), Mapper: cluster.Client.RESTMapper()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return c
+	return interceptor.NewClient(c, interceptor.Funcs{
+		Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+			if ofOne(o) {
+				labels := maps.Clone(o.GetLabels())
+				if labels == nil {
+					labels = map[string]string{}
+				}
+				labels["world"] = world
+				o.SetLabels(labels)
+			}
+			return c.Create(ctx, o, opts...)
+		},
+	})
 }
 
 func newWorld(t *testing.T, change ...func(*v1alpha1.GuardedStatefulApp)) *world {
 	t.Helper()
-	w := &world{t: t, name: fmt.Sprintf("w%d", worlds.Add(1)), admin: admin(t), clock: clocktesting.NewFakeClock(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)),
+	name := fmt.Sprintf("w%d", worlds.Add(1))
+	w := &world{t: t, name: name, admin: admin(t, name), clock: clocktesting.NewFakeClock(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)),
 		bmcs: fake.NewWorld(), renews: map[string]bool{"a": true, "b": true}, kernel: true, serves: true, budget: 2,
 		config: &v1alpha1.GuardConfigSpec{}, bolted: map[string]bool{}}
 	w.bmc = w.bmcs.Add("bmc-a", machine, fencing.Credentials{Username: "admin", Password: w.password()})
@@ -130,6 +158,9 @@ func newWorld(t *testing.T, change ...func(*v1alpha1.GuardedStatefulApp)) *world
 }
 
 func (w *world) password() string { return "correct-horse-" + w.name + "-battery" }
+
+// label is on what belongs to the world; see [ofOne].
+func (w *world) label() client.MatchingLabels { return client.MatchingLabels{"world": w.name} }
 
 // host is the Node's name of host a or b.
 func (w *world) host(letter string) string { return w.name + "-" + letter }
@@ -411,7 +442,7 @@ func (w *world) app() *v1alpha1.GuardedStatefulApp {
 func (w *world) incidents() []v1alpha1.HostIncident {
 	w.t.Helper()
 	var list, mine v1alpha1.HostIncidentList
-	w.must(w.admin.List(w.ctx(), &list))
+	w.must(w.admin.List(w.ctx(), &list, w.label()))
 	for _, h := range list.Items {
 		if w.mine(&h) {
 			mine.Items = append(mine.Items, h)
@@ -499,7 +530,7 @@ func (w *world) vanish() {
 		objects = append(objects, &storagev1.VolumeAttachment{ObjectMeta: metav1.ObjectMeta{Name: w.name + a.volume(w)}})
 	}
 	var list v1alpha1.HostIncidentList
-	if err := w.admin.List(ctx, &list); err != nil {
+	if err := w.admin.List(ctx, &list, w.label()); err != nil {
 		w.t.Error(err)
 	}
 	for i := range list.Items {
