@@ -75,6 +75,10 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 			r.Board.UnwatchPort(req.Name)
 			r.Witnesses.Trust(req.Name)
 		}
+		if w.gone() { // whatever comes of its name is told as new
+			r.Leases.Forget(req.Name)
+			return ctrl.Result{}, nil
+		}
 		return r.again(w, plan.Make(found, w.seen, w.budget)), nil
 	}
 	r.suspect(ctx, w)
@@ -113,6 +117,12 @@ func (w *world) concerns(found verdict.Found) bool {
 		return true
 	}
 	return len(w.seen.Writers) > 0 && found.Class != verdict.Healthy
+}
+
+// gone reports whether nothing is left of the host in the API, and nothing guarded: neither its Node, nor its lease, which goes after it.
+func (w *world) gone() bool {
+	n, l := w.seen.Node, w.seen.Lease
+	return n.Read && n.Missing && l.Read && l.Missing && w.seen.Listed && len(w.seen.Writers) == 0 && w.incident == nil
 }
 
 // doubted reports whether a probe of an application on the host failed when it was last asked.

@@ -243,3 +243,37 @@ func TestAHostWithoutGuardedPodsIsNotAsked(t *testing.T) {
 		t.Errorf("it is asked, %d times from here", n)
 	}
 }
+
+// A host that was taken away is looked at until nothing is left of it, and then no more: clusters that grow and shrink have had thousands of those.
+func TestAHostThatIsGoneIsForgotten(t *testing.T) {
+	w := newWatch(t, false)
+	next := func() time.Duration {
+		t.Helper()
+		result, err := w.Reconcile(t.Context(), ctrl.Request{NamespacedName: types.NamespacedName{Name: "h"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return result.RequeueAfter
+	}
+	remembered := func() bool { return w.Leases.Lease("h", true, false).Age > 0 }
+	for what, o := range map[string]client.Object{"Node": well("h"), "lease": renewing("h")} {
+		if next() == 0 || !remembered() {
+			t.Errorf("it is forgotten although its %s is there", what)
+		}
+		if err := w.Client.Delete(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := next(); after != 0 || remembered() {
+		t.Errorf("it is looked at again after %s, and its lease is remembered: %v", after, remembered())
+	}
+	guarded := newWatch(t, true)
+	for _, o := range []client.Object{well("h"), renewing("h")} {
+		if err := guarded.Client.Delete(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if w := guarded.gather(t.Context(), "h", fromCache); w.gone() {
+		t.Error("a guarded pod is there, and its host is gone")
+	}
+}

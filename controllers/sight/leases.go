@@ -161,6 +161,16 @@ func (l *Leases) Agent(host string, read, missing bool, asked evidence.Instant) 
 	return out
 }
 
+// Forget drops what is known of a host that is gone for good.
+func (l *Leases) Forget(host string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.lease, host)
+	delete(l.status, host)
+	delete(l.duration, host)
+	delete(l.agent, host)
+}
+
 // SeeNode takes a Node that was asked for at the instant given.
 func (l *Leases) SeeNode(node *corev1.Node, asked evidence.Instant, live bool) {
 	l.mu.Lock()
