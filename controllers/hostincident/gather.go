@@ -202,7 +202,7 @@ func (r *Reconciler) gatherLease(ctx context.Context, w *world, from client.Read
 	read, missing := true, true
 	var list coordinationv1.LeaseList
 	_, err := r.read(ctx, func(c context.Context) error {
-		return from.List(c, &list, client.InNamespace(corev1.NamespaceNodeLease))
+		return from.List(c, &list, client.InNamespace(corev1.NamespaceNodeLease), client.UnsafeDisableDeepCopy) // it is only read
 	})
 	if err != nil {
 		read = false
@@ -738,7 +738,8 @@ func (r *Reconciler) settle(w *world, method string) time.Duration {
 func (r *Reconciler) gatherCluster(ctx context.Context, w *world) {
 	c := evidence.Cluster{APISilent: r.API.SilentFor(), Observing: r.Clock.Instant().Sub(evidence.Instant(r.began.Load()))}
 	var nodes corev1.NodeList
-	if err := r.Client.List(ctx, &nodes); err == nil {
+	// Neither list is changed, and a copy of every Node for every look at one of them would be most of what this process does in a large cluster.
+	if err := r.Client.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err == nil {
 		proven := r.provenLost(ctx)
 		names := make([]string, 0, len(nodes.Items))
 		for _, n := range nodes.Items {
@@ -756,7 +757,7 @@ func (r *Reconciler) gatherCluster(ctx context.Context, w *world) {
 func (r *Reconciler) provenLost(ctx context.Context) map[string]bool {
 	out := map[string]bool{}
 	var list v1alpha1.HostIncidentList
-	if err := r.Client.List(ctx, &list); err != nil {
+	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
 		return out // they count as late, which is the careful mistake
 	}
 	for i := range list.Items {

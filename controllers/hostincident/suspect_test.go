@@ -6,6 +6,8 @@ package hostincident
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"net"
 	"sync"
 	"syscall"
@@ -275,5 +277,31 @@ func TestAHostThatIsGoneIsForgotten(t *testing.T) {
 	}
 	if w := guarded.gather(t.Context(), "h", fromCache); w.gone() {
 		t.Error("a guarded pod is there, and its host is gone")
+	}
+}
+
+// copied notes which lists of the whole cluster were asked for as copies.
+type copied struct {
+	client.Client
+	lists map[string]bool
+}
+
+func (c copied) List(ctx context.Context, list client.ObjectList, opts ...client.ListOption) error {
+	o := (&client.ListOptions{}).ApplyOptions(opts)
+	switch list.(type) {
+	case *corev1.NodeList, *coordinationv1.LeaseList:
+		c.lists[fmt.Sprintf("%T", list)] = o.UnsafeDisableDeepCopy == nil || !*o.UnsafeDisableDeepCopy
+	}
+	return c.Client.List(ctx, list, opts...)
+}
+
+// Every host is looked at every ten seconds: in a cluster of thousands nobody can copy all others for that.
+func TestALookAtOneHostCopiesNoOthers(t *testing.T) {
+	w := newWatch(t, true)
+	lists := map[string]bool{}
+	w.Reconciler.Client = copied{w.Reconciler.Client, lists}
+	w.look()
+	if want := map[string]bool{"*v1.NodeList": false, "*v1.LeaseList": false}; !maps.Equal(lists, want) {
+		t.Errorf("copied are %v, want %v", lists, want)
 	}
 }
