@@ -163,6 +163,9 @@ func Make(found verdict.Found, seen evidence.Snapshot, budget Budget) Plan {
 		panic(fmt.Sprintf("plan: verdict %s has no plan", found.Class))
 	}
 	m.connections()
+	if in := m.policy.LateIn(seen.Lease); in > 0 && len(seen.Writers) > 0 {
+		m.out.Next = min(m.out.Next, in) // nothing else may happen when a kubelet stops renewing
+	}
 	return m.out
 }
 

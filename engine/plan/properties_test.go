@@ -935,6 +935,9 @@ func TestI9OneIrreversibleStepAndLast(t *testing.T) {
 				t.Fatalf("%s is not last: %v", step.Kind, p.Steps)
 			}
 		}
+		if in := s.policy.LateIn(s.seen.Lease); in > 0 && len(s.seen.Writers) > 0 && p.Next > in {
+			t.Fatalf("next look in %s, and the lease is late in %s: %s %v", p.Next, in, s.seen.Journal.Step, p)
+		}
 		if p.Next <= 0 || p.Next > 10*time.Second {
 			t.Fatalf("next look in %s: %s %v", p.Next, s.seen.Journal.Step, p)
 		}

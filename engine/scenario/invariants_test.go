@@ -4,6 +4,7 @@
 package scenario
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,18 +19,16 @@ func TestInvariantsNameRealTests(t *testing.T) {
 		t.Fatal(err)
 	}
 	var tests strings.Builder
-	for _, pattern := range []string{"../*/*_test.go", "../../test/scenario/*_test.go", "../../test/crash/*_test.go", "../../controllers/*/*_test.go", "../../fencing/*_test.go", "../../admission/*_test.go", "../../agent/*/*_test.go", "../../cmd/*/*_test.go", "../../test/selffence/*_test.go", "../../test/lab/reset/*_test.go", "../../test/e2e/*_test.go", "../../test/envtest/*/*_test.go"} {
-		files, err := filepath.Glob(pattern)
-		if err != nil {
-			t.Fatal(err)
+	err = filepath.WalkDir("../..", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
 		}
-		for _, f := range files {
-			text, err := os.ReadFile(f) //nolint:gosec // a test of this repository
-			if err != nil {
-				t.Fatal(err)
-			}
-			tests.Write(text)
-		}
+		text, err := os.ReadFile(path) //nolint:gosec // a test of this repository
+		tests.Write(text)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	for _, name := range regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(page), -1) {
 		if !strings.Contains(tests.String(), "func "+name[1]+"(") {

@@ -172,6 +172,14 @@ func (p Policy) Late(l evidence.Lease) bool {
 	return l.Read && (l.Missing || l.Age > p.measure(l)*3/8)
 }
 
+// LateIn is how long it takes until a lease that nobody renews any more is late; zero where it is late already, or was not read.
+func (p Policy) LateIn(l evidence.Lease) time.Duration {
+	if !l.Read || p.Late(l) {
+		return 0
+	}
+	return p.measure(l)*3/8 - l.Age + time.Millisecond
+}
+
 // Expired reports whether the lease has run out, by its own duration or by StaleAfter: a kubelet that was well would have renewed it four times over.
 func (p Policy) Expired(l evidence.Lease) bool { return l.Read && l.Age > p.measure(l) }
 
