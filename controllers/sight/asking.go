@@ -119,32 +119,73 @@ func (a *asker) rounds(ctx context.Context) {
 	tick := a.clock.NewTicker(roundEvery)
 	defer tick.Stop()
 	looking, probing := make(chan struct{}, 1), make(chan struct{}, lanes)
+	free := make(chan struct{}, 1)
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
-	at := 0
+	var left errands
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-free:
 		case <-tick.C():
+			left.tick(a.requests())
 		case <-a.poke:
+			left.poke(a.requests())
 		}
-		requests := a.requests()
-		if len(requests) == 0 {
-			continue
-		}
-		if enter(looking) {
+		if left.doubted && enter(looking) {
 			tasks.Go(func() { defer leave(looking); a.look(ctx) })
 		}
-		for range requests {
-			if !enter(probing) {
-				break
-			}
-			request := requests[at%len(requests)]
-			at++
-			tasks.Go(func() { defer leave(probing); a.probe(ctx, request) })
+		left.doubted = false
+		for !left.none() && enter(probing) {
+			request := left.next()
+			tasks.Go(func() {
+				a.probe(ctx, request)
+				leave(probing)
+				enter(free)
+			})
 		}
 	}
+}
+
+// errands are the requests that an agent has still to be asked. Hosts go before pods, which may be many on each: whether a host is lost is decided by what is heard of it. But
+// one in every podsTurn is of pods, because an endpoint's end waits for what is heard of them.
+type errands struct {
+	hosts, pods [][]asking
+	turn        int
+	// doubted is true once in each round in which any host is under suspicion.
+	doubted bool
+}
+
+const podsTurn = 3
+
+// tick begins a round. What the round before has not come to yet goes on.
+func (e *errands) tick(hosts, pods [][]asking) {
+	e.doubted = len(hosts)+len(pods) > 0
+	if len(e.hosts) == 0 || !e.doubted {
+		e.hosts = hosts
+	}
+	if len(e.pods) == 0 || !e.doubted {
+		e.pods = pods
+	}
+}
+
+// poke begins one anew, because another host is suspect.
+func (e *errands) poke(hosts, pods [][]asking) {
+	e.hosts, e.pods = nil, nil
+	e.tick(hosts, pods)
+}
+
+func (e *errands) none() bool { return len(e.hosts)+len(e.pods) == 0 }
+
+func (e *errands) next() (request []asking) {
+	e.turn++
+	from := &e.hosts
+	if len(e.hosts) == 0 || (len(e.pods) > 0 && e.turn%podsTurn == 0) {
+		from = &e.pods
+	}
+	request, *from = (*from)[0], (*from)[1:]
+	return request
 }
 
 func enter(places chan struct{}) bool {
@@ -227,9 +268,9 @@ type asking struct {
 	question  wire.Question
 }
 
-// requests are what it is asked in one round, each one for one request: of every suspect host but its own the agent and the kubelet's port, and then the
+// requests are what it is asked in one round, each one for one request: of every suspect host but its own the agent and the kubelet's port, and the
 // guarded pods. No request has both, so that a pod's odd probe does not keep a host from being looked for.
-func (a *asker) requests() [][]asking {
+func (a *asker) requests() (ofHosts, ofPods [][]asking) {
 	a.mu.Lock()
 	var suspects []Host
 	for _, h := range slices.SortedFunc(maps.Values(a.suspects), byName) {
@@ -250,7 +291,7 @@ func (a *asker) requests() [][]asking {
 			}
 		}
 	}
-	return append(packed(hosts), packed(pods)...)
+	return packed(hosts), packed(pods)
 }
 
 // ofPod are the questions of a pod's probes: all of them, or none.

@@ -385,6 +385,40 @@ func TestAHostThatDiesIsGivenUpByAllAndLookedForInVain(t *testing.T) {
 	}
 }
 
+// TestManyPodsKeepNobodyFromLookingForHosts: forty hosts with ten pods each, of which an agent answers four requests in a round.
+func TestManyPodsKeepNobodyFromLookingForHosts(t *testing.T) {
+	var hosts, pods [][]asking
+	for i := range 5 {
+		hosts = append(hosts, []asking{{host: fmt.Sprint("hosts ", i)}})
+	}
+	for i := range 50 {
+		pods = append(pods, []asking{{pod: fmt.Sprint("pods ", i)}})
+	}
+	var e errands
+	last := map[string]int{}
+	worst := map[bool]int{}
+	for round := range 100 {
+		e.tick(hosts, pods)
+		for range 4 {
+			asked := e.next()[0]
+			ofHosts, key := asked.pod == "", asked.host+asked.pod
+			if before, ever := last[key]; ever {
+				worst[ofHosts] = max(worst[ofHosts], round-before)
+			}
+			last[key] = round
+		}
+	}
+	if len(last) != 55 || worst[true] > 3 || worst[false] > 40 {
+		t.Errorf("of 55 requests %d came, those of hosts again after %d rounds and those of pods after %d", len(last), worst[true], worst[false])
+	}
+	if e.poke(hosts[:1], nil); e.next()[0].host != "hosts 0" || !e.none() {
+		t.Error("who is suspect now waits for those who were before")
+	}
+	if e.tick(nil, nil); e.doubted || !e.none() {
+		t.Error("they are looked for though nobody is under suspicion")
+	}
+}
+
 func TestNobodyIsAskedMoreThanForChangesWhileNothingIsDoubted(t *testing.T) {
 	c := newCouncil(t, "a", "b", "c")
 	c.pass(20 * time.Second)
