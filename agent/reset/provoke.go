@@ -17,9 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// established is the state of a tracked connection with both sides known to each other (nf_conntrack_tcp.h, TCP_CONNTRACK_ESTABLISHED).
-const established = 3
-
 // connection is one as its client sees it: where it comes from, and what it is connected to, which may be a Service.
 type connection struct{ client, server netip.AddrPort }
 
@@ -56,25 +53,11 @@ func (t *Table) provoke(ctx context.Context, addresses []netip.Addr) (int, error
 	return found, nil
 }
 
-// connections are those that connection tracking knows to end at the addresses, whatever they were begun with.
-func connections(addresses []netip.Addr) ([]connection, error) {
-	var open []connection
-	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		if !slices.ContainsFunc(addresses, func(a netip.Addr) bool { return a.Is4() == (family == unix.AF_INET) }) {
-			continue
-		}
-		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // what is missing now is seen in the next round
-			return nil, fmt.Errorf("list tracked connections (it needs CAP_NET_ADMIN): %w", err)
-		}
-		for _, f := range flows {
-			tcp, ok := f.ProtoInfo.(*netlink.ProtoInfoTCP)
-			server, valid := netip.AddrFromSlice(f.Reverse.SrcIP)
-			if !ok || !valid || tcp.State != established || !slices.Contains(addresses, server.Unmap()) {
-				continue
-			}
-			open = append(open, connection{client: port(f.Forward.SrcIP, f.Forward.SrcPort), server: port(f.Forward.DstIP, f.Forward.DstPort)})
-		}
+// connections are those that connection tracking knows to end at the addresses, whatever they were begun with. What is missing now is seen in the next round.
+func connections(addresses []netip.Addr) (open []connection, err error) {
+	err = eachFlow(addresses, func(f flow) { open = append(open, connection{client: f.client, server: f.asked}) })
+	if err != nil {
+		return nil, err
 	}
 	return open, nil
 }

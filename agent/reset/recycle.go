@@ -16,7 +16,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -43,12 +42,6 @@ var (
 	// ErrOwn is what an address of this host itself gets.
 	ErrOwn = errors.New("the address is this host's own; that of a pod on a network of its own is wanted")
 )
-
-// flow is a connection of a client of this host to a pod that lives, as the host tracks it.
-type flow struct {
-	// client opened it, towards what it asked for, which may be a Service; server is the pod behind that, and seen who the pod takes its client to be.
-	client, asked, server, seen netip.AddrPort
-}
 
 // round is what is left of one look.
 type round struct {
@@ -188,27 +181,19 @@ func (r *recycling) forget(most int) {
 	}
 }
 
-// tracked are the established connections to servers that connection tracking knows.
+// tracked are the established connections to servers that connection tracking knows. What is missing now is left alone.
 func tracked(servers []netip.AddrPort) (open []flow, err error) {
-	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		if !slices.ContainsFunc(servers, func(s netip.AddrPort) bool { return s.Addr().Is4() == (family == unix.AF_INET) }) {
-			continue
+	addresses := make([]netip.Addr, len(servers))
+	for i, s := range servers {
+		addresses[i] = s.Addr()
+	}
+	err = eachFlow(addresses, func(f flow) {
+		if slices.Contains(servers, f.server) {
+			open = append(open, f)
 		}
-		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // what is missing now is left alone
-			return nil, fmt.Errorf("list tracked connections (it needs CAP_NET_ADMIN): %w", err)
-		}
-		for _, f := range flows {
-			tcp, ok := f.ProtoInfo.(*netlink.ProtoInfoTCP)
-			if !ok || tcp.State != established {
-				continue
-			}
-			is := flow{client: port(f.Forward.SrcIP, f.Forward.SrcPort), asked: port(f.Forward.DstIP, f.Forward.DstPort),
-				server: port(f.Reverse.SrcIP, f.Reverse.SrcPort), seen: port(f.Reverse.DstIP, f.Reverse.DstPort)}
-			if slices.Contains(servers, is.server) {
-				open = append(open, is)
-			}
-		}
+	})
+	if err != nil {
+		return nil, err
 	}
 	return open, nil
 }
