@@ -62,7 +62,7 @@ func (w *world) size(t testing.TB, family netlink.InetFamily) (entries, bytes in
 }
 
 // The heap's address space never shrinks: what it has at the end is the most that it ever had, and nothing has to be looked at in the right moment. The tests before
-// this one need 12 MiB of it, and this one no more; held whole, the table takes 95.
+// this one need 12 MiB of it at most, and this one no more; held whole, the table takes 95.
 func TestALargeTableIsNeverHeldWhole(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		family := netlink.InetFamily(unix.AF_INET)
