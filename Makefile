@@ -105,8 +105,8 @@ test-storage: bin/gotestsum ## Test the lab's storage array and CSI driver (root
 
 .PHONY: test-envtest
 test-envtest: bin/gotestsum ## Test what needs an API server: the CRDs, the policies, the wiring.
-	@$(gotestsum) -p 2 -count 1 -timeout 15m $(TESTFLAGS) $$(hack/packages envtest)
-	@$(gotestsum) -p 1 -count 1 -timeout 15m $(TESTFLAGS) $$(hack/packages timed)
+	@$(gotestsum) -p 2 -count 1 -timeout 25m $(TESTFLAGS) $$(hack/packages envtest)
+	@$(gotestsum) -p 1 -count 1 -timeout 25m $(TESTFLAGS) $$(hack/packages timed)
 
 .PHONY: test-bundle
 test-bundle: bin/gotestsum ## Validate the bundle with the library of the operator framework.

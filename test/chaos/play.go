@@ -103,7 +103,7 @@ func (p *play) one(ctx context.Context, n uint64) (row, error) {
 	r.seen, err = p.verdicts(ctx, host.Name(), boot, began, by)
 	err = errors.Join(err, strikes.mend(ctx))
 	if err == nil && f.Device == bmc.LieOff && r.last().verdict == verdict.Lost.String() {
-		err = reboot(ctx, host)
+		err = p.reboot(ctx, host, boot)
 	}
 	if err == nil {
 		err = p.well(ctx)
@@ -119,11 +119,33 @@ func (p *play) one(ctx context.Context, n uint64) (row, error) {
 	return r, nil
 }
 
-// reboot is what the incident asks a human for after that: the boot that was declared lost speaks again, and no device is trusted any more to switch it off.
-func reboot(ctx context.Context, host *lab.Host) error {
+// reboot is what the incident asks a human for after that: the boot that was declared lost speaks again, and its device is trusted no more. Holdfast commands Off too, as often as it
+// may, and a command may come after the power is back: so the human stays until the Node is Ready in another boot.
+func (p *play) reboot(ctx context.Context, host *lab.Host, lost string) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return errors.Join(host.PowerOff(ctx), host.PowerOn(ctx))
+	if err := host.PowerOff(ctx); err != nil {
+		return err
+	}
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
+	for {
+		if !host.Powered() {
+			if err := host.PowerOn(ctx); err != nil {
+				return err
+			}
+		}
+		var node corev1.Node
+		err := p.s.Client.Get(ctx, client.ObjectKey{Name: host.Name()}, &node)
+		if err == nil && node.Status.NodeInfo.BootID != lost && stage.NodeReady(&node) {
+			return nil
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("waiting for %s to come back in another boot: %w", host.Name(), ctx.Err()), err)
+		}
+	}
 }
 
 // ready brings the ledger to a host without a manager, and waits for a moment drawn from the generator at which everything has been well for a while.
