@@ -81,12 +81,18 @@ func endProcess(why string) {
 }
 
 // Get implements resourcelock.Interface. A lease that has another holder than the one who believes to hold it ends the process.
+//
+// A candidate waits for the lease's duration from when it last saw the raw record change. client-go's has whole seconds: a second's last renewal would not be seen beside its first,
+// and the candidate would lead up to a second early. So this one has all digits.
 func (t *term) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := t.Interface.Get(ctx)
-	if err == nil && record.HolderIdentity != "" && record.HolderIdentity != t.Identity() && t.Led() > 0 {
+	if err != nil {
+		return record, raw, err
+	}
+	if record.HolderIdentity != "" && record.HolderIdentity != t.Identity() && t.Led() > 0 {
 		t.end("the lease was taken by " + record.HolderIdentity)
 	}
-	return record, raw, err
+	return record, record.RenewTime.UTC().AppendFormat(raw, time.RFC3339Nano), nil
 }
 
 // Create implements resourcelock.Interface.
@@ -122,6 +128,7 @@ func (t *term) mayGiveBack() bool {
 
 func (t *term) write(ctx context.Context, record resourcelock.LeaderElectionRecord, do func(context.Context, resourcelock.LeaderElectionRecord) error) error {
 	asked := t.clock.Now()
+	record.RenewTime = metav1.Time{Time: asked} // client-go's second try has the time of its first, and might change nothing that others see
 	if err := do(ctx, record); err != nil {
 		return err
 	}

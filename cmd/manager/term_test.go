@@ -5,10 +5,12 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	clocktesting "k8s.io/utils/clock/testing"
@@ -18,7 +20,9 @@ import (
 type desk struct {
 	resourcelock.Interface
 	holder string
-	away   error
+	// written is the record as it was written last.
+	written resourcelock.LeaderElectionRecord
+	away    error
 	// before is called while a request is under way.
 	before func()
 }
@@ -26,7 +30,10 @@ type desk struct {
 func (d *desk) Identity() string { return "me" }
 
 func (d *desk) Get(context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
-	return &resourcelock.LeaderElectionRecord{HolderIdentity: d.holder}, []byte(d.holder), d.away
+	record := d.written
+	record.HolderIdentity = d.holder
+	raw, err := json.Marshal(record) // as client-go's lock does
+	return &record, raw, errors.Join(err, d.away)
 }
 
 func (d *desk) Update(_ context.Context, r resourcelock.LeaderElectionRecord) error {
@@ -34,7 +41,7 @@ func (d *desk) Update(_ context.Context, r resourcelock.LeaderElectionRecord) er
 		d.before()
 	}
 	if d.away == nil {
-		d.holder = r.HolderIdentity
+		d.holder, d.written = r.HolderIdentity, r
 	}
 	return d.away
 }
@@ -96,6 +103,28 @@ func TestALeaderThatCannotRenewEndsBeforeAnotherCanLead(t *testing.T) {
 	o.ended(0)
 	o.clock.Step(time.Millisecond)
 	o.ended(1)
+}
+
+// TestEveryRenewalIsSeenByACandidate: also the second in one second, and one that client-go tries again with the time of its first try.
+func TestEveryRenewalIsSeenByACandidate(t *testing.T) {
+	o := newOffice(t)
+	candidate := &term{Interface: o.desk, clock: o.clock, end: func(why string) { t.Error(why) }}
+	sees := func() string {
+		_, raw, err := candidate.Get(t.Context())
+		o.must(err)
+		return string(raw)
+	}
+	first := metav1.Time{Time: o.clock.Now()}
+	seen := map[string]int{}
+	for n := range 12 {
+		o.must(o.term.Update(t.Context(), resourcelock.LeaderElectionRecord{HolderIdentity: "me", RenewTime: first}))
+		raw := sees()
+		if before, again := seen[raw]; again || raw != sees() {
+			t.Errorf("renewal %d looks like renewal %d: %s", n, before, raw)
+		}
+		seen[raw] = n
+		o.clock.Step(retryPeriod)
+	}
 }
 
 func TestALeaseIsGivenBackInGoodOrderOnly(t *testing.T) {
