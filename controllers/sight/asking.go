@@ -124,19 +124,19 @@ func (a *asker) rounds(ctx context.Context) {
 	defer tasks.Wait()
 	var left errands
 	for {
+		doubted := false
 		select {
 		case <-ctx.Done():
 			return
 		case <-free:
 		case <-tick.C():
-			left.tick(a.requests())
+			doubted = left.tick(a.requests())
 		case <-a.poke:
-			left.poke(a.requests())
+			doubted = left.poke(a.requests())
 		}
-		if left.doubted && enter(looking) {
+		if doubted && enter(looking) {
 			tasks.Go(func() { defer leave(looking); a.look(ctx) })
 		}
-		left.doubted = false
 		for !left.none() && enter(probing) {
 			request := left.next()
 			tasks.Go(func() {
@@ -153,27 +153,26 @@ func (a *asker) rounds(ctx context.Context) {
 type errands struct {
 	hosts, pods [][]asking
 	turn        int
-	// doubted is true once in each round in which any host is under suspicion.
-	doubted bool
 }
 
 const podsTurn = 3
 
-// tick begins a round. What the round before has not come to yet goes on.
-func (e *errands) tick(hosts, pods [][]asking) {
-	e.doubted = len(hosts)+len(pods) > 0
-	if len(e.hosts) == 0 || !e.doubted {
+// tick begins a round, and reports whether any host is under suspicion in it. What the round before has not come to yet goes on.
+func (e *errands) tick(hosts, pods [][]asking) (doubted bool) {
+	doubted = len(hosts)+len(pods) > 0
+	if len(e.hosts) == 0 || !doubted {
 		e.hosts = hosts
 	}
-	if len(e.pods) == 0 || !e.doubted {
+	if len(e.pods) == 0 || !doubted {
 		e.pods = pods
 	}
+	return doubted
 }
 
 // poke begins one anew, because another host is suspect.
-func (e *errands) poke(hosts, pods [][]asking) {
+func (e *errands) poke(hosts, pods [][]asking) (doubted bool) {
 	e.hosts, e.pods = nil, nil
-	e.tick(hosts, pods)
+	return e.tick(hosts, pods)
 }
 
 func (e *errands) none() bool { return len(e.hosts)+len(e.pods) == 0 }
