@@ -161,6 +161,17 @@ func alive(t testing.TB, c net.Conn) bool {
 	return err == nil
 }
 
+// living counts the connections that do.
+func living(t testing.TB, all []net.Conn) (n int) {
+	t.Helper()
+	for _, c := range all {
+		if alive(t, c) {
+			n++
+		}
+	}
+	return n
+}
+
 const further = 9090
 
 func TestBothSidesOfARecycledConnectionLearnThatItHasEnded(t *testing.T) {
@@ -349,13 +360,7 @@ func TestARoundEndsWithItsRequest(t *testing.T) {
 			}
 			return nil
 		})
-		lives := 0
-		for _, c := range clients {
-			if alive(t, c) {
-				lives++
-			}
-		}
-		if lives != 4 {
+		if lives := living(t, clients); lives != 4 {
 			t.Errorf("%d of 5 live on, want 4", lives)
 		}
 	})
@@ -438,13 +443,7 @@ func TestTheManagerHasConnectionsRecycled(t *testing.T) {
 		if err != nil || got.Begun != 2 || got.Left != 2 {
 			t.Fatalf("%+v, %v", got, err)
 		}
-		lives := 0
-		for _, c := range clients {
-			if alive(t, c) {
-				lives++
-			}
-		}
-		if lives != 2 {
+		if lives := living(t, clients); lives != 2 {
 			t.Errorf("%d live on, want 2", lives)
 		}
 		own := netip.AddrPortFrom(w.here(t)[0], port)
