@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -39,6 +40,9 @@ type Config struct {
 	SystemUUIDPath string
 	KubeletURL     string
 	RuntimeSocket  string
+	MountsPath     string
+	SysPath        string
+	PressurePath   string
 	// APIURL is all of it, as https://10.0.0.1:6443/readyz. APITLS is how the server is known; no certificate of the caller is needed, since a refusal to
 	// answer an unknown caller is an answer.
 	APIURL string
@@ -58,6 +62,8 @@ type Local struct {
 
 	mu    sync.Mutex
 	facts wire.Facts
+	// guarded are the UIDs of the guarded pods here, as the container runtime last said.
+	guarded []string
 }
 
 // New reads what is read once. A host whose boot is not known has nothing to say, so this is an error; its system UUID may be unknown.
@@ -88,6 +94,9 @@ func setDefaults(config *Config) {
 		{&config.SystemUUIDPath, SystemUUIDPath},
 		{&config.KubeletURL, KubeletURL},
 		{&config.RuntimeSocket, RuntimeSocket},
+		{&config.MountsPath, MountsPath},
+		{&config.SysPath, SysPath},
+		{&config.PressurePath, PressurePath},
 	} {
 		if *d.field == "" {
 			*d.field = d.value
@@ -130,19 +139,45 @@ func (l *Local) Run(ctx context.Context) {
 	defer kubelet.close()
 	api := overHTTP(l.config.APIURL, l.config.APITLS, kept)
 	defer api.close()
-	var all sync.WaitGroup
-	all.Go(func() {
-		l.keep(ctx, subject{"kubelet", KubeletPeriod, kubelet.ask, func(f *wire.Facts) *wire.Pulse { return &f.Kubelet }})
-	})
-	all.Go(func() {
-		l.keep(ctx, subject{"runtime", RuntimePeriod, overCRI(l.config.RuntimeSocket), func(f *wire.Facts) *wire.Pulse { return &f.Runtime }})
-	})
+	volumes := &storage{mounts: l.config.MountsPath, sys: l.config.SysPath, clock: l.config.Clock, pods: l.pods}
+	subjects := []subject{
+		{"kubelet", KubeletPeriod, kubelet.ask, func(f *wire.Facts) *wire.Pulse { return &f.Kubelet }},
+		{"runtime", RuntimePeriod, overCRI(l.config.RuntimeSocket), func(f *wire.Facts) *wire.Pulse { return &f.Runtime }},
+		{"guarded", GuardedPeriod, l.lookForGuarded, func(f *wire.Facts) *wire.Pulse { return &f.Guarded }},
+		{"storage", StoragePeriod, volumes.ask, func(f *wire.Facts) *wire.Pulse { return &f.Storage }},
+		{"memory", PressurePeriod, pressure(filepath.Join(l.config.PressurePath, "memory")), func(f *wire.Facts) *wire.Pulse { return &f.Memory }},
+		{"io", PressurePeriod, pressure(filepath.Join(l.config.PressurePath, "io")), func(f *wire.Facts) *wire.Pulse { return &f.IO }},
+	}
 	if l.config.APIURL != "" {
-		all.Go(func() {
-			l.keep(ctx, subject{"api", APIPeriod, l.told(api.ask), func(f *wire.Facts) *wire.Pulse { return &f.API }})
-		})
+		subjects = append(subjects, subject{"api", APIPeriod, l.told(api.ask), func(f *wire.Facts) *wire.Pulse { return &f.API }})
+	}
+	var all sync.WaitGroup
+	for _, s := range subjects {
+		all.Go(func() { l.keep(ctx, s) })
 	}
 	all.Wait()
+}
+
+// pods are the UIDs of the guarded pods that the container runtime last said to run here.
+func (l *Local) pods() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.guarded
+}
+
+// lookForGuarded: answered where guarded pods run, and refused where the container runtime says that none does. Of a runtime that does not answer nothing is concluded.
+func (l *Local) lookForGuarded(ctx context.Context) reply {
+	pods, err := guarded(ctx, l.config.RuntimeSocket, running)
+	if err != nil {
+		return unclear
+	}
+	l.mu.Lock()
+	l.guarded = pods
+	l.mu.Unlock()
+	if len(pods) == 0 {
+		return refused
+	}
+	return answered
 }
 
 // told has whoever counts on the API's answers know of them.

@@ -63,6 +63,8 @@ func newHost(t *testing.T, change func(*Config)) *host {
 		SystemUUIDPath: write(t, filepath.Join(dir, "product_uuid"), "4C4C4544-0051-3610-8052-B4C04F4D3232\n"),
 		KubeletURL:     "http://" + deaf(t) + "/healthz",
 		RuntimeSocket:  filepath.Join(dir, "cri.sock"),
+		MountsPath:     filepath.Join(dir, "mounts"),
+		PressurePath:   filepath.Join(dir, "pressure"),
 		Clock:          h.clock,
 		Changed: func(f wire.Facts) {
 			h.mu.Lock()
@@ -289,6 +291,8 @@ type runtimeServer struct {
 	cri.UnimplementedRuntimeServiceServer
 	err    error
 	labels map[string]string
+	// guarded is the UID of a guarded pod that is ready.
+	guarded string
 }
 
 func (r runtimeServer) Version(context.Context, *cri.VersionRequest) (*cri.VersionResponse, error) {
@@ -381,9 +385,13 @@ func (r runtimeServer) ListPodSandbox(_ context.Context, request *cri.ListPodSan
 	if state := request.GetFilter().GetState(); state == nil || state.GetState() != cri.PodSandboxState_SANDBOX_READY {
 		return nil, status.Error(codes.InvalidArgument, "dead pods have no addresses")
 	}
-	return &cri.ListPodSandboxResponse{Items: []*cri.PodSandbox{
+	items := []*cri.PodSandbox{
 		{Id: "two", Metadata: &cri.PodSandboxMetadata{Name: "db-0"}, Labels: map[string]string{"app": "db"}, CreatedAt: 1 << 60}, {Id: "gone"}, {Id: "host"},
-	}}, r.err
+	}
+	if r.guarded != "" {
+		items = append(items, &cri.PodSandbox{Id: "guarded", Metadata: &cri.PodSandboxMetadata{Name: "db-1", Uid: r.guarded, Namespace: "prod"}, Labels: map[string]string{"guard.holdfast.dev/app": "db"}})
+	}
+	return &cri.ListPodSandboxResponse{Items: items}, r.err
 }
 
 func (r runtimeServer) PodSandboxStatus(_ context.Context, request *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {

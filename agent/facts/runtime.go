@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/holdfast-dev/holdfast/agent/rpc"
@@ -24,6 +25,8 @@ const (
 	filterState   rpc.Field = 2 // PodSandboxFilter.state
 	listItems     rpc.Field = 1 // ListPodSandboxResponse.items
 	sandboxID     rpc.Field = 1 // PodSandbox.id
+	sandboxMeta   rpc.Field = 2 // PodSandbox.metadata
+	metaUID       rpc.Field = 2 // PodSandboxMetadata.uid
 	sandboxLabels rpc.Field = 5 // PodSandbox.labels
 	labelKey      rpc.Field = 1 // the key of an entry of a map
 	statusOfID    rpc.Field = 1 // PodSandboxStatusRequest.pod_sandbox_id
@@ -33,6 +36,9 @@ const (
 	networkMore   rpc.Field = 2 // PodSandboxNetworkStatus.additional_ips
 	moreIP        rpc.Field = 1 // PodIP.ip
 )
+
+// running asks for the pods that are ready. SANDBOX_READY is 0, which is not written.
+var running = rpc.With(nil, listFilter, rpc.With(nil, filterState, ""))
 
 // overCRI asks a container runtime for its version.
 func overCRI(socket string) func(context.Context) reply {
@@ -68,33 +74,53 @@ const guardedKeys = "guard.holdfast.dev/"
 
 // Guarded reports whether a pod runs on this host that Holdfast has labelled, as its container runtime knows it. With an error it may.
 func Guarded(ctx context.Context, socket string) (bool, error) {
-	client, err := dialCRI(ctx, socket)
+	pods, err := guarded(ctx, socket, nil) // those that are not ready, too
+	return err != nil || len(pods) > 0, err
+}
+
+// guarded are the UIDs of the pods that Holdfast has labelled, of those that are listed by the request.
+func guarded(ctx context.Context, socket string, request []byte) (uids []string, err error) {
+	items, err := sandboxes(ctx, socket, request)
 	if err != nil {
-		return true, fmt.Errorf("ask the container runtime for guarded pods: %w", err)
+		return nil, fmt.Errorf("ask the container runtime for guarded pods: %w", err)
 	}
-	defer client.Close()
-	list, err := client.Call(ctx, criList, nil) // those that are not ready, too
-	if err != nil {
-		return true, fmt.Errorf("ask the container runtime for guarded pods: %w", err)
-	}
-	items, err := rpc.Parts(list, listItems)
 	for _, item := range items {
-		labels, wrong := rpc.Parts(item, sandboxLabels)
-		err = errors.Join(err, wrong)
-		for _, label := range labels {
-			keys, wrong := rpc.Parts(label, labelKey)
-			err = errors.Join(err, wrong)
-			for _, key := range keys {
-				if strings.HasPrefix(string(key), guardedKeys) {
-					return true, nil
-				}
-			}
+		labelled, wrong := isGuarded(item)
+		uid, unnamed := rpc.At(item, sandboxMeta, metaUID)
+		err = errors.Join(err, wrong, unnamed)
+		if labelled {
+			uids = append(uids, string(uid))
 		}
 	}
 	if err != nil {
-		return true, fmt.Errorf("ask the container runtime for guarded pods: %w", err)
+		return nil, fmt.Errorf("ask the container runtime for guarded pods: %w", err)
 	}
-	return false, nil
+	return uids, nil
+}
+
+func sandboxes(ctx context.Context, socket string, request []byte) (items [][]byte, err error) {
+	client, err := dialCRI(ctx, socket)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	list, err := client.Call(ctx, criList, request)
+	if err != nil {
+		return nil, err
+	}
+	return rpc.Parts(list, listItems)
+}
+
+func isGuarded(sandbox []byte) (bool, error) {
+	labels, err := rpc.Parts(sandbox, sandboxLabels)
+	for _, label := range labels {
+		keys, wrong := rpc.Parts(label, labelKey)
+		err = errors.Join(err, wrong)
+		if slices.ContainsFunc(keys, func(key []byte) bool { return strings.HasPrefix(string(key), guardedKeys) }) {
+			return true, err
+		}
+	}
+	return false, err
 }
 
 // Pods are the addresses of the pods that run on this host, as its container runtime knows them.
@@ -104,8 +130,7 @@ func Pods(ctx context.Context, socket string) ([]netip.Addr, error) {
 		return nil, fmt.Errorf("ask the container runtime for its pods: %w", err)
 	}
 	defer client.Close()
-	ready := rpc.With(nil, filterState, "") // SANDBOX_READY is 0, which is not written
-	list, err := client.Call(ctx, criList, rpc.With(nil, listFilter, ready))
+	list, err := client.Call(ctx, criList, running)
 	if err != nil {
 		return nil, fmt.Errorf("ask the container runtime for its pods: %w", err)
 	}

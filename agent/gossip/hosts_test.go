@@ -223,22 +223,25 @@ func TestAwaitAnswersAtOnceWhenTheIndexIsAnother(t *testing.T) {
 }
 
 func TestFactsComeOutAsTheyWentIn(t *testing.T) {
-	for _, kubelet := range []wire.Pulse{wire.Unread, wire.Alive, wire.Dead} {
-		for _, runtime := range []wire.Pulse{wire.Unread, wire.Alive, wire.Dead} {
-			for _, api := range []wire.Pulse{wire.Unread, wire.Alive, wire.Dead} {
-				facts := factsOf("b", "2f8a4c1e-6a39-4ad8-9a3e-0a7f5e0b7c11")
-				facts.Kubelet, facts.Runtime, facts.API, facts.Revision, facts.SelfFenceSeconds = kubelet, runtime, api, 1<<63, 140
-				raw, err := pack(facts)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if len(raw) > wire.MetaBytes/2 {
-					t.Fatalf("ordinary facts take %d bytes", len(raw))
-				}
-				if got, err := unpack("b", raw); err != nil || got != facts {
-					t.Fatalf("%+v came out as %+v, %v", facts, got, err)
-				}
-			}
+	pulses := func(f *wire.Facts) []*wire.Pulse {
+		return []*wire.Pulse{&f.Kubelet, &f.Runtime, &f.API, &f.Guarded, &f.Storage, &f.Memory, &f.IO}
+	}
+	for combination := range 2187 { // 3^7
+		facts := factsOf("b", "2f8a4c1e-6a39-4ad8-9a3e-0a7f5e0b7c11")
+		facts.Revision, facts.SelfFenceSeconds = 1<<63, 140
+		for _, pulse := range pulses(&facts) {
+			*pulse = []wire.Pulse{wire.Unread, wire.Alive, wire.Dead}[combination%3]
+			combination /= 3
+		}
+		raw, err := pack(facts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(raw) > wire.MetaBytes/2 {
+			t.Fatalf("ordinary facts take %d bytes", len(raw))
+		}
+		if got, err := unpack("b", raw); err != nil || got != facts {
+			t.Fatalf("%+v came out as %+v, %v", facts, got, err)
 		}
 	}
 }

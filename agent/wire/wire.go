@@ -82,6 +82,13 @@ type Facts struct {
 	Kubelet Pulse `json:"kubelet,omitempty"`
 	Runtime Pulse `json:"runtime,omitempty"`
 	API     Pulse `json:"api,omitempty"`
+	// Guarded is Alive where the runtime says that guarded pods run here, and Dead where it says that none does.
+	Guarded Pulse `json:"guarded,omitempty"`
+	// Storage is Dead where a block device under a volume of theirs has requests under way and completes none, and Alive where the kernel counts and none is so.
+	Storage Pulse `json:"storage,omitempty"`
+	// Memory and IO are Dead while the host's processes do little else than wait for it.
+	Memory Pulse `json:"memory,omitempty"`
+	IO     Pulse `json:"io,omitempty"`
 	// SelfFenceSeconds: a hardware watchdog resets this host at the latest so long after the beginning of the last question that the API, or where it is so set up a
 	// majority of agents, answered it. 0: none does. It is no proof of anything, as what the host's Lease says may be: docs/adr/0015-a-host-that-fences-itself.md.
 	SelfFenceSeconds int64 `json:"selfFenceSeconds,omitempty"`

@@ -52,6 +52,7 @@ type options struct {
 	leases     string
 	health     string
 	bootID     string
+	mounts     string
 	systemUUID string
 	kubelet    string
 	runtime    string
@@ -78,6 +79,7 @@ func main() {
 	flag.StringVar(&o.health, "health", "", "address of /healthz and /readyz for the kubelet, as 127.0.0.1:7947; empty: none")
 	flag.StringVar(&o.bootID, "boot-id-file", facts.BootIDPath, "file with the boot ID of this host")
 	flag.StringVar(&o.systemUUID, "system-uuid-file", facts.SystemUUIDPath, "file with the system UUID of this host; it need not be there")
+	flag.StringVar(&o.mounts, "mounts-file", facts.MountsPath, "file with the mounts of this host; it need not be there")
 	flag.StringVar(&o.kubelet, "kubelet", facts.KubeletURL, "where the kubelet says that it is well")
 	flag.StringVar(&o.runtime, "runtime", facts.RuntimeSocket, "socket of the container runtime")
 	flag.StringVar(&o.api, "api", "", "URL at which the API server answers, as https://10.0.0.1:6443/readyz; empty: that of the cluster with --authority, and none without")
@@ -147,7 +149,7 @@ func run(o options) error {
 	leash := o.leash(self.leases, func() *gossip.Member { return member }, func() *facts.Local { return local }, log)
 	var untold error // of facts that were not said to the others
 	local, err = facts.New(facts.Config{Node: o.node, BootIDPath: o.bootID, SystemUUIDPath: o.systemUUID, KubeletURL: o.kubelet, RuntimeSocket: o.runtime,
-		APIURL: o.api, APITLS: server, Changed: func(f wire.Facts) {
+		MountsPath: o.mounts, APIURL: o.api, APITLS: server, Changed: func(f wire.Facts) {
 			if err := member.Tell(f); err != nil {
 				untold = err
 				stop()

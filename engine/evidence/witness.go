@@ -5,6 +5,7 @@ package evidence
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -120,6 +121,40 @@ type Report struct {
 	Sign
 	BootID                string
 	Kubelet, Runtime, API Pulse
+	// Guarded is whether guarded pods run there as the container runtime says, Storage whether the devices under their volumes complete anything, and Memory and IO whether
+	// the host's processes get on. No rule rests on them: they tell whoever reads a verdict what else is wrong.
+	Guarded, Storage, Memory, IO Pulse
+}
+
+// String says it in status. What is as it should be besides, or is not known, is left out.
+func (r Report) String() string {
+	words := []string{fmt.Sprintf("kubelet %s, runtime %s, API %s", r.Kubelet, r.Runtime, r.API)}
+	switch r.Guarded {
+	case PulseAlive:
+		words = append(words, "guarded pods run")
+	case PulseDead:
+		words = append(words, "no guarded pod runs")
+	}
+	return strings.Join(append(words, r.amiss()...), ", ")
+}
+
+// Amiss is what an application on the host may fail of, and empty where nothing is known to be amiss.
+func (r Report) Amiss() string { return strings.Join(r.amiss(), ", ") }
+
+func (r Report) amiss() (words []string) {
+	for _, c := range []struct {
+		of   Pulse
+		says string
+	}{
+		{r.Storage, "a volume's device completes nothing"},
+		{r.Memory, "its processes wait for memory"},
+		{r.IO, "its processes wait for storage"},
+	} {
+		if c.of == PulseDead {
+			words = append(words, c.says)
+		}
+	}
+	return words
 }
 
 // AgentLease is the Lease by which the host's own agent says that it lives while it hears no other agent, read live. The zero value is that of a host whose

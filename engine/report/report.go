@@ -268,6 +268,6 @@ func witnesses(s evidence.Snapshot, add func(source, reading string, rank eviden
 		add("Witness "+v.Witness, words, rank, v.At)
 	}
 	if r := s.Witnesses.Report; r.Heard {
-		add("Agent", fmt.Sprintf("boot %s: kubelet %s, runtime %s, API %s", r.BootID, r.Kubelet, r.Runtime, r.API), evidence.RankUserspace, r.NotBefore)
+		add("Agent", fmt.Sprintf("boot %s: %s", r.BootID, r), evidence.RankUserspace, r.NotBefore)
 	}
 }

@@ -79,6 +79,9 @@ func (w *World) gossip() {
 		if !h.runtimeUnread {
 			x.report.Runtime = pulse(!h.runtimeDown)
 		}
+		if h.noStorage {
+			x.report.Storage = evidence.PulseDead
+		}
 	}
 }
 

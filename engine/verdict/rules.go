@@ -300,7 +300,7 @@ func heardByWitness(in sight) (string, bool) {
 		return "", false
 	}
 	if r, ok := in.ReportNow(); ok {
-		words += fmt.Sprintf("; it says: kubelet %s, runtime %s, API %s", r.Kubelet, r.Runtime, r.API)
+		words += "; it says: " + r.String()
 	}
 	return in.leaseWords() + "; " + words, true
 }
@@ -377,7 +377,11 @@ func appFails(in sight) (string, bool) {
 	if in.Port.Answer.Rank() == evidence.RankKernel && !in.renewedWhileFailing() {
 		return "", false
 	}
-	return strings.Join(in.failing, ", ") + " fails its own probes on a host that is well", true
+	words := strings.Join(in.failing, ", ") + " fails its own probes on a host that is well"
+	if report, ok := in.ReportNow(); ok && report.Amiss() != "" {
+		words += ", but for what its agent says: " + report.Amiss()
+	}
+	return words, true
 }
 
 func leaseFresh(in sight) (string, bool) {

@@ -48,9 +48,11 @@ const (
 	pathIdentity = "/var/run/holdfast"
 	pathRuntime  = "/host/runtime"
 	pathBootID   = "/host/boot_id"
+	pathMounts   = "/host/mounts"
 	pathBus      = "/host/bus"
 	hostBus      = "/run/dbus"
 	hostBootID   = "/proc/sys/kernel/random/boot_id"
+	hostMounts   = "/proc/1/mountinfo"
 )
 
 var labels = map[string]string{"app.kubernetes.io/name": "holdfast", "app.kubernetes.io/component": "witness", "app.kubernetes.io/part-of": "holdfast"}
@@ -175,7 +177,7 @@ func (w Wanted) container() corev1.Container {
 		Args: []string{
 			fmt.Sprintf("--port=%d", s.Port), fmt.Sprintf("--gossip-port=%d", s.GossipPort), fmt.Sprintf("--health=127.0.0.1:%d", s.Port),
 			"--seeds=" + path.Join(pathCluster, Seeds), "--authority=" + path.Join(pathCluster, CA), "--keys=" + pathKeys, "--identity=" + pathIdentity,
-			"--boot-id-file=" + pathBootID, "--lease-namespace=" + Namespace, "--runtime=" + path.Join(pathRuntime, path.Base(s.RuntimeSocket)),
+			"--boot-id-file=" + pathBootID, "--mounts-file=" + pathMounts, "--lease-namespace=" + Namespace, "--runtime=" + path.Join(pathRuntime, path.Base(s.RuntimeSocket)),
 		},
 		Env: []corev1.EnvVar{field("NODE_NAME", "spec.nodeName"), field("HOST_IP", "status.hostIP")},
 		Ports: []corev1.ContainerPort{
@@ -198,6 +200,7 @@ func (w Wanted) container() corev1.Container {
 			{Name: "keys", MountPath: pathKeys, ReadOnly: true},
 			{Name: "identity", MountPath: pathIdentity},
 			{Name: "boot-id", MountPath: pathBootID, ReadOnly: true},
+			{Name: "mounts", MountPath: pathMounts, ReadOnly: true},
 			// What the host mounts below it, as the file systems of containers, is let go when the host lets it go.
 			{Name: "runtime", MountPath: pathRuntime, ReadOnly: true, MountPropagation: ptr.To(corev1.MountPropagationHostToContainer)},
 		},
@@ -216,6 +219,8 @@ func (w Wanted) volumes() []corev1.Volume {
 		{Name: "identity", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory, SizeLimit: ptr.To(resource.MustParse("1Mi"))}}},
 		// What the kubelet reports as the boot is what the host shows it there.
 		host("boot-id", hostBootID, corev1.HostPathFile),
+		// Which devices are under which pods' volumes; the agent's own mounts are others.
+		host("mounts", hostMounts, corev1.HostPathFile),
 		// The directory, since a runtime that starts anew makes its socket anew.
 		host("runtime", path.Dir(w.Settings.RuntimeSocket), corev1.HostPathDirectory),
 	}

@@ -33,6 +33,20 @@ func TestAgentsReachTheBusOnlyToRestartTheKubelet(t *testing.T) {
 	}
 }
 
+// Agents are shown which devices are mounted where on the host, and can change nothing of it.
+func TestAgentsAreShownTheHostsMounts(t *testing.T) {
+	pod := Wanted{}.DaemonSet().Spec.Template.Spec
+	shown := slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool {
+		return v.Name == "mounts" && v.HostPath != nil && v.HostPath.Path == "/proc/1/mountinfo" && *v.HostPath.Type == corev1.HostPathFile
+	})
+	mounted := slices.ContainsFunc(pod.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool {
+		return m.Name == "mounts" && m.ReadOnly && m.MountPath == "/host/mounts"
+	})
+	if !shown || !mounted || !slices.Contains(pod.Containers[0].Args, "--mounts-file=/host/mounts") {
+		t.Errorf("volumes %+v, args %v", pod.Volumes, pod.Containers[0].Args)
+	}
+}
+
 // Agents have capabilities only where they reset connections, and then those two.
 func TestAgentsHaveCapabilitiesOnlyToResetConnections(t *testing.T) {
 	for _, c := range []struct {
