@@ -16,9 +16,9 @@ const (
 	PressurePath = "/proc/pressure"
 
 	PressurePeriod = 5 * time.Second
-	// StallFrom and StallUntil bound a stall: it begins when over the last ten seconds nothing went on for more than StallFrom percent of them, and ends below StallUntil,
+	// stallFrom and stallUntil bound a stall: it begins when over the last ten seconds nothing went on for more than stallFrom percent of them, and ends below stallUntil,
 	// so that a host which is about there is no news each time.
-	StallFrom, StallUntil = 50.0, 20.0
+	stallFrom, stallUntil = 50.0, 20.0
 )
 
 // pressure reads one file. Who reads it is refused while the host stalls.
@@ -29,7 +29,7 @@ func pressure(file string) func(context.Context) reply {
 		if !ok {
 			return unclear
 		}
-		if stalls = share > StallFrom || stalls && share >= StallUntil; stalls {
+		if stalls = share > stallFrom || stalls && share >= stallUntil; stalls {
 			return refused
 		}
 		return answered
