@@ -103,15 +103,15 @@ func devices(mountinfo string, pods []string) (found []string) {
 	return found
 }
 
-// isVolume: where a kubelet mounts a volume of that pod, whatever its own directory is. Devices of CSI are published in the driver's directory, and not in the pod's.
+// isVolume: where a kubelet mounts a volume of that pod, whatever its own directory is. A device that the pod is given as such is published in a directory of its plugin.
 func isVolume(point, uid string) bool {
 	parts := strings.Split(point, "/")
 	at := slices.Index(parts, uid)
-	if uid == "" || at < 2 {
+	if uid == "" || at < 1 {
 		return false
 	}
 	last := len(parts) - 1
-	return parts[at-1] == "pods" && at < last && parts[at+1] == "volumes" || at == last && parts[at-2] == "publish"
+	return parts[at-1] == "pods" && at < last && parts[at+1] == "volumes" || at == last && slices.Contains(parts, "volumeDevices")
 }
 
 // counters are how many requests a device has completed since it came, and how many are under way.

@@ -32,6 +32,7 @@ const mounts = `22 27 0:21 / /proc rw,relatime - proc proc rw
 417 30 0:53 / /var/lib/kubelet/pods/` + uid + `/volumes/kubernetes.io~projected/kube-api-access rw - tmpfs tmpfs rw
 418 30 0:54 / /var/lib/kubelet/pods/` + uid + `/volumes/kubernetes.io~nfs/shared rw - nfs4 10.0.0.1:/x rw
 419 30 0:6 /nvme1n1 /var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/publish/pvc-c/` + uid + ` rw - devtmpfs devtmpfs rw
+423 30 0:6 /sde /var/lib/kubelet/plugins/kubernetes.io~local-volume/volumeDevices/pv-e/` + uid + ` rw - devtmpfs devtmpfs rw
 420 30 8:32 / /var/lib/kubelet/pods/` + other + `/volumes/kubernetes.io~csi/pvc-d/mount rw - ext4 /dev/sdc rw
 421 30 8:48 / /srv/pods/` + uid + ` rw - ext4 /dev/sdd rw
 422 30 broken
@@ -39,8 +40,8 @@ const mounts = `22 27 0:21 / /proc rw,relatime - proc proc rw
 
 func TestWhichDevicesAreUnderAPodsVolumes(t *testing.T) {
 	for name, c := range map[string]struct{ pods, want []string }{
-		"one":      {[]string{uid}, []string{"dev/block/8:16", "dev/block/252:3", "class/block/nvme1n1"}},
-		"both":     {[]string{other, uid}, []string{"dev/block/8:16", "dev/block/252:3", "class/block/nvme1n1", "dev/block/8:32"}},
+		"one":      {[]string{uid}, []string{"dev/block/8:16", "dev/block/252:3", "class/block/nvme1n1", "class/block/sde"}},
+		"both":     {[]string{other, uid}, []string{"dev/block/8:16", "dev/block/252:3", "class/block/nvme1n1", "class/block/sde", "dev/block/8:32"}},
 		"unknown":  {[]string{"d9"}, nil},
 		"unnamed":  {[]string{""}, nil},
 		"no other": {[]string{"kubelet", "pods"}, nil},
