@@ -62,8 +62,6 @@ type Local struct {
 
 	mu    sync.Mutex
 	facts wire.Facts
-	// guarded are the UIDs of the guarded pods here, as the container runtime last said.
-	guarded []string
 }
 
 // New reads what is read once. A host whose boot is not known has nothing to say, so this is an error; its system UUID may be unknown.
@@ -139,11 +137,10 @@ func (l *Local) Run(ctx context.Context) {
 	defer kubelet.close()
 	api := overHTTP(l.config.APIURL, l.config.APITLS, kept)
 	defer api.close()
-	volumes := &storage{mounts: l.config.MountsPath, sys: l.config.SysPath, clock: l.config.Clock, pods: l.pods}
+	volumes := &storage{mounts: l.config.MountsPath, sys: l.config.SysPath, clock: l.config.Clock}
 	subjects := []subject{
 		{"kubelet", KubeletPeriod, kubelet.ask, func(f *wire.Facts) *wire.Pulse { return &f.Kubelet }},
 		{"runtime", RuntimePeriod, overCRI(l.config.RuntimeSocket), func(f *wire.Facts) *wire.Pulse { return &f.Runtime }},
-		{"guarded", GuardedPeriod, l.lookForGuarded, func(f *wire.Facts) *wire.Pulse { return &f.Guarded }},
 		{"storage", StoragePeriod, volumes.ask, func(f *wire.Facts) *wire.Pulse { return &f.Storage }},
 		{"memory", PressurePeriod, pressure(filepath.Join(l.config.PressurePath, "memory")), func(f *wire.Facts) *wire.Pulse { return &f.Memory }},
 		{"io", PressurePeriod, pressure(filepath.Join(l.config.PressurePath, "io")), func(f *wire.Facts) *wire.Pulse { return &f.IO }},
@@ -156,28 +153,6 @@ func (l *Local) Run(ctx context.Context) {
 		all.Go(func() { l.keep(ctx, s) })
 	}
 	all.Wait()
-}
-
-// pods are the UIDs of the guarded pods that the container runtime last said to run here.
-func (l *Local) pods() []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.guarded
-}
-
-// lookForGuarded: answered where guarded pods run, and refused where the container runtime says that none does. Of a runtime that does not answer nothing is concluded.
-func (l *Local) lookForGuarded(ctx context.Context) reply {
-	pods, err := guarded(ctx, l.config.RuntimeSocket, running)
-	if err != nil {
-		return unclear
-	}
-	l.mu.Lock()
-	l.guarded = pods
-	l.mu.Unlock()
-	if len(pods) == 0 {
-		return refused
-	}
-	return answered
 }
 
 // told has whoever counts on the API's answers know of them.

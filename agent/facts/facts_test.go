@@ -289,10 +289,7 @@ func TestAnAPIThatRefusesTheCallerAnswers(t *testing.T) {
 // runtimeServer is a container runtime that is asked for its version and its pods.
 type runtimeServer struct {
 	cri.UnimplementedRuntimeServiceServer
-	err    error
-	labels map[string]string
-	// guarded is the UID of a guarded pod that is ready.
-	guarded string
+	err error
 }
 
 func (r runtimeServer) Version(context.Context, *cri.VersionRequest) (*cri.VersionResponse, error) {
@@ -377,21 +374,12 @@ func TestEachChangeIsToldOnceAndInOrder(t *testing.T) {
 
 // pods of a runtime; one of them has gone when it is looked at.
 func (r runtimeServer) ListPodSandbox(_ context.Context, request *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
-	if request.GetFilter() == nil {
-		return &cri.ListPodSandboxResponse{Items: []*cri.PodSandbox{
-			{Id: "two", Labels: map[string]string{"app": "web"}}, {Id: "dead", Labels: r.labels, State: cri.PodSandboxState_SANDBOX_NOTREADY},
-		}}, r.err
-	}
 	if state := request.GetFilter().GetState(); state == nil || state.GetState() != cri.PodSandboxState_SANDBOX_READY {
 		return nil, status.Error(codes.InvalidArgument, "dead pods have no addresses")
 	}
-	items := []*cri.PodSandbox{
+	return &cri.ListPodSandboxResponse{Items: []*cri.PodSandbox{
 		{Id: "two", Metadata: &cri.PodSandboxMetadata{Name: "db-0"}, Labels: map[string]string{"app": "db"}, CreatedAt: 1 << 60}, {Id: "gone"}, {Id: "host"},
-	}
-	if r.guarded != "" {
-		items = append(items, &cri.PodSandbox{Id: "guarded", Metadata: &cri.PodSandboxMetadata{Name: "db-1", Uid: r.guarded, Namespace: "prod"}, Labels: map[string]string{"guard.holdfast.dev/app": "db"}})
-	}
-	return &cri.ListPodSandboxResponse{Items: items}, r.err
+	}}, r.err
 }
 
 func (r runtimeServer) PodSandboxStatus(_ context.Context, request *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
@@ -414,28 +402,6 @@ func TestTheAddressesOfPods(t *testing.T) {
 	want := []netip.Addr{netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("fd01::2")}
 	if pods, err := Pods(t.Context(), socket); err != nil || !slices.Equal(pods, want) {
 		t.Errorf("%v, %v", pods, err)
-	}
-}
-
-// What is not known to be unguarded is guarded. A sandbox that is not ready may have containers that write.
-func TestWhetherGuardedPodsRunHere(t *testing.T) {
-	for name, c := range map[string]struct {
-		runtime runtimeServer
-		guarded bool
-		says    bool
-	}{
-		"none":                {runtimeServer{}, false, true},
-		"one":                 {runtimeServer{labels: map[string]string{"guard.holdfast.dev/app": "db"}}, true, true},
-		"a runtime that errs": {runtimeServer{err: status.Error(codes.Unavailable, "busy")}, true, false},
-	} {
-		socket := filepath.Join(t.TempDir(), "cri.sock")
-		serveRuntime(t, socket, c.runtime)
-		if guarded, err := Guarded(t.Context(), socket); guarded != c.guarded || (err == nil) != c.says {
-			t.Errorf("%s: %v, %v", name, guarded, err)
-		}
-	}
-	if guarded, err := Guarded(t.Context(), filepath.Join(t.TempDir(), "none")); !guarded || err == nil {
-		t.Errorf("without a runtime: %v, %v", guarded, err)
 	}
 }
 

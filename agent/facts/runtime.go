@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
-	"strings"
 
 	"github.com/holdfast-dev/holdfast/agent/rpc"
 )
@@ -25,10 +23,6 @@ const (
 	filterState   rpc.Field = 2 // PodSandboxFilter.state
 	listItems     rpc.Field = 1 // ListPodSandboxResponse.items
 	sandboxID     rpc.Field = 1 // PodSandbox.id
-	sandboxMeta   rpc.Field = 2 // PodSandbox.metadata
-	metaUID       rpc.Field = 2 // PodSandboxMetadata.uid
-	sandboxLabels rpc.Field = 5 // PodSandbox.labels
-	labelKey      rpc.Field = 1 // the key of an entry of a map
 	statusOfID    rpc.Field = 1 // PodSandboxStatusRequest.pod_sandbox_id
 	statusIs      rpc.Field = 1 // PodSandboxStatusResponse.status
 	statusNetwork rpc.Field = 5 // PodSandboxStatus.network
@@ -36,9 +30,6 @@ const (
 	networkMore   rpc.Field = 2 // PodSandboxNetworkStatus.additional_ips
 	moreIP        rpc.Field = 1 // PodIP.ip
 )
-
-// running asks for the pods that are ready. SANDBOX_READY is 0, which is not written.
-var running = rpc.With(nil, listFilter, rpc.With(nil, filterState, ""))
 
 // overCRI asks a container runtime for its version.
 func overCRI(socket string) func(context.Context) reply {
@@ -69,60 +60,6 @@ func dialCRI(ctx context.Context, socket string) (*rpc.Client, error) {
 	return rpc.New(conn, "localhost"), nil // as gRPC names whoever is at a socket
 }
 
-// guardedKeys begin the labels of guarded pods.
-const guardedKeys = "guard.holdfast.dev/"
-
-// Guarded reports whether a pod runs on this host that Holdfast has labelled, as its container runtime knows it. With an error it may.
-func Guarded(ctx context.Context, socket string) (bool, error) {
-	pods, err := guarded(ctx, socket, nil) // those that are not ready, too
-	return err != nil || len(pods) > 0, err
-}
-
-// guarded are the UIDs of the pods that Holdfast has labelled, of those that are listed by the request.
-func guarded(ctx context.Context, socket string, request []byte) (uids []string, err error) {
-	items, err := sandboxes(ctx, socket, request)
-	if err != nil {
-		return nil, fmt.Errorf("ask the container runtime for guarded pods: %w", err)
-	}
-	for _, item := range items {
-		labelled, wrong := isGuarded(item)
-		uid, unnamed := rpc.At(item, sandboxMeta, metaUID)
-		err = errors.Join(err, wrong, unnamed)
-		if labelled {
-			uids = append(uids, string(uid))
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("ask the container runtime for guarded pods: %w", err)
-	}
-	return uids, nil
-}
-
-func sandboxes(ctx context.Context, socket string, request []byte) (items [][]byte, err error) {
-	client, err := dialCRI(ctx, socket)
-	if err != nil {
-		return nil, err
-	}
-	defer client.Close()
-	list, err := client.Call(ctx, criList, request)
-	if err != nil {
-		return nil, err
-	}
-	return rpc.Parts(list, listItems)
-}
-
-func isGuarded(sandbox []byte) (bool, error) {
-	labels, err := rpc.Parts(sandbox, sandboxLabels)
-	for _, label := range labels {
-		keys, wrong := rpc.Parts(label, labelKey)
-		err = errors.Join(err, wrong)
-		if slices.ContainsFunc(keys, func(key []byte) bool { return strings.HasPrefix(string(key), guardedKeys) }) {
-			return true, err
-		}
-	}
-	return false, err
-}
-
 // Pods are the addresses of the pods that run on this host, as its container runtime knows them.
 func Pods(ctx context.Context, socket string) ([]netip.Addr, error) {
 	client, err := dialCRI(ctx, socket)
@@ -130,7 +67,8 @@ func Pods(ctx context.Context, socket string) ([]netip.Addr, error) {
 		return nil, fmt.Errorf("ask the container runtime for its pods: %w", err)
 	}
 	defer client.Close()
-	list, err := client.Call(ctx, criList, running)
+	ready := rpc.With(nil, filterState, "") // SANDBOX_READY is 0, which is not written
+	list, err := client.Call(ctx, criList, rpc.With(nil, listFilter, ready))
 	if err != nil {
 		return nil, fmt.Errorf("ask the container runtime for its pods: %w", err)
 	}

@@ -23,19 +23,16 @@ const (
 	// SysPath has the counters of block devices: https://docs.kernel.org/block/stat.html.
 	SysPath = "/sys"
 
-	GuardedPeriod = 5 * time.Second
 	StoragePeriod = 2 * time.Second
 	// StuckSpan is how long a device must have requests under way, and complete none, to count as dead. A slow disk completes some in that time; SCSI and NVMe
 	// give a request up after 30 s by default, a multipath device that waits for a path never does.
 	StuckSpan = 10 * time.Second
 )
 
-// storage looks at the block devices under the volumes of guarded pods. Nothing is opened, read or written there: the kernel counts what they complete.
+// storage looks at the block devices under the volumes of pods. Nothing is opened, read or written there: the kernel counts what they complete.
 type storage struct {
 	mounts, sys string
 	clock       clock.PassiveClock
-	// pods are the UIDs of the guarded pods on this host.
-	pods func() []string
 	// idle is how far each device is, and since when it has been there with requests under way.
 	idle map[string]standing
 }
@@ -47,17 +44,12 @@ type standing struct {
 
 // ask: refused where one device at least is stuck, answered where some can be read and none is, and unclear where nothing can be said.
 func (s *storage) ask(context.Context) reply {
-	pods := s.pods()
-	if len(pods) == 0 {
-		s.idle = nil
-		return unclear
-	}
 	text, err := os.ReadFile(s.mounts)
 	if err != nil {
 		return unclear
 	}
 	now, next, stuck := s.clock.Now(), map[string]standing{}, false
-	for _, device := range devices(string(text), pods) {
+	for _, device := range devices(string(text)) {
 		completed, underWay, err := counters(filepath.Join(s.sys, device, "stat"))
 		if err != nil {
 			continue
@@ -80,13 +72,13 @@ func (s *storage) ask(context.Context) reply {
 	}
 }
 
-// devices are the directories below /sys of the block devices that are mounted as volumes of the pods, or are such volumes. A file system that has no block device, as NFS
-// and FUSE have none, has no counters of this kind.
-func devices(mountinfo string, pods []string) (found []string) {
+// devices are the directories below /sys of the block devices that are mounted as volumes, or are such volumes. A file system that has no block device, as NFS and FUSE
+// have none, has no counters of this kind.
+func devices(mountinfo string) (found []string) {
 	for line := range strings.Lines(mountinfo) {
 		mount, system, _ := strings.Cut(line, " - ")
 		of, kind := strings.Fields(mount), strings.Fields(system)
-		if len(of) < 5 || len(kind) == 0 || !slices.ContainsFunc(pods, func(uid string) bool { return isVolume(of[4], uid) }) {
+		if len(of) < 5 || len(kind) == 0 || !isVolume(of[4]) {
 			continue
 		}
 		device := "dev/block/" + of[2]
@@ -103,15 +95,34 @@ func devices(mountinfo string, pods []string) (found []string) {
 	return found
 }
 
-// isVolume: where a kubelet mounts a volume of that pod, whatever its own directory is. A device that the pod is given as such is published in a directory of its plugin.
-func isVolume(point, uid string) bool {
+// ephemeral begin the names of volumes that end with their pod.
+var ephemeral = []string{"kubernetes.io~configmap", "kubernetes.io~downward-api", "kubernetes.io~empty-dir", "kubernetes.io~projected", "kubernetes.io~secret"}
+
+// isVolume: where a kubelet mounts a volume that outlives its pod, whatever its own directory is: pods/UID/volumes/PLUGIN/NAME. A device that a pod is given as such is
+// published in a directory of its plugin's.
+func isVolume(point string) bool {
 	parts := strings.Split(point, "/")
-	at := slices.Index(parts, uid)
-	if uid == "" || at < 1 {
-		return false
+	for i := 3; i < len(parts); i++ {
+		if parts[i-3] == "pods" && parts[i-1] == "volumes" {
+			return !slices.Contains(ephemeral, parts[i])
+		}
 	}
-	last := len(parts) - 1
-	return parts[at-1] == "pods" && at < last && parts[at+1] == "volumes" || at == last && slices.Contains(parts, "volumeDevices")
+	return slices.Contains(parts, "volumeDevices")
+}
+
+// Volumes reports whether a volume that outlives its pod is mounted on this host, as that of every guarded pod is: guarded pods may be labelled after the container runtime
+// has made them, which does not know it then. With an error there may be one.
+func Volumes(mounts string) (bool, error) {
+	text, err := os.ReadFile(mounts)
+	if err != nil {
+		return true, fmt.Errorf("look for volumes among the mounts of this host: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if of := strings.Fields(line); len(of) < 5 || isVolume(of[4]) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // counters are how many requests a device has completed since it came, and how many are under way.

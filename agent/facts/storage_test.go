@@ -10,9 +10,6 @@ import (
 	"slices"
 	"testing"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	"github.com/holdfast-dev/holdfast/agent/wire"
 )
 
@@ -38,17 +35,37 @@ const mounts = `22 27 0:21 / /proc rw,relatime - proc proc rw
 422 30 broken
 `
 
-func TestWhichDevicesAreUnderAPodsVolumes(t *testing.T) {
-	for name, c := range map[string]struct{ pods, want []string }{
-		"one":      {[]string{uid}, []string{"dev/block/8:16", "dev/block/252:3", "class/block/nvme1n1", "class/block/sde"}},
-		"both":     {[]string{other, uid}, []string{"dev/block/8:16", "dev/block/252:3", "class/block/nvme1n1", "class/block/sde", "dev/block/8:32"}},
-		"unknown":  {[]string{"d9"}, nil},
-		"unnamed":  {[]string{""}, nil},
-		"no other": {[]string{"kubelet", "pods"}, nil},
+func TestWhichDevicesAreUnderVolumes(t *testing.T) {
+	want := []string{"dev/block/8:16", "dev/block/252:3", "class/block/nvme1n1", "class/block/sde", "dev/block/8:32"}
+	if got := devices(mounts); !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// What is not known to have no volume has one.
+func TestWhetherVolumesAreMountedHere(t *testing.T) {
+	const here = "36 30 0:40 / /var/lib/kubelet/"
+	for line, want := range map[string]bool{
+		"": false,
+		here + "pods/" + uid + "/volumes/kubernetes.io~projected/kube-api-access-x rw - tmpfs tmpfs rw\n": false,
+		here + "pods/" + uid + "/volumes/kubernetes.io~secret/tls rw - tmpfs tmpfs rw\n":                  false,
+		here + "pods/" + uid + "/volumes/kubernetes.io~empty-dir/m rw - tmpfs tmpfs rw\n":                 false,
+		here + "pods/" + uid + "/volume-subpaths/pvc-a/db/0 rw - ext4 /dev/sdb rw\n":                      false, // beside the volume's own
+		here + "pods/" + uid + "/volumes/kubernetes.io~csi/pvc-a/mount rw - fuse x rw\n":                  true,
+		here + "pods/" + uid + "/volumes/kubernetes.io~local-volume/pv-a rw - ext4 /dev/sda1 rw\n":        true,
+		here + "plugins/kubernetes.io/csi/volumeDevices/publish/a/" + uid + " rw - devtmpfs udev rw\n":    true,
+		"what nobody can read\n": true,
 	} {
-		if got := devices(mounts, c.pods); !slices.Equal(got, c.want) {
-			t.Errorf("%s: %q, want %q", name, got, c.want)
+		file := write(t, filepath.Join(t.TempDir(), "mounts"), "30 27 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"+line)
+		if got, err := Volumes(file); got != want || err != nil {
+			t.Errorf("%q: %v, %v", line, got, err)
 		}
+	}
+	if got, err := Volumes(filepath.Join(t.TempDir(), "none")); !got || err == nil {
+		t.Errorf("without mounts: %v, %v", got, err)
+	}
+	if _, err := Volumes(MountsPath); err != nil {
+		t.Errorf("this machine's own: %v", err)
 	}
 }
 
@@ -63,8 +80,8 @@ func TestTheCountersOfRealDevices(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if text, err := os.ReadFile(MountsPath); err != nil || len(devices(string(text), nil)) != 0 {
-		t.Errorf("the mounts of the first process: %v", err)
+	if text, err := os.ReadFile(MountsPath); err != nil || len(text) == 0 {
+		t.Errorf("the mounts of the first process: %q, %v", text, err)
 	}
 }
 
@@ -89,8 +106,8 @@ func (d *disk) says(completed, underWay int) {
 	write(d.t, d.file, fmt.Sprintf("%8d 0 0 0 %8d 0 0 0 %8d 0 0 7 0 0 0 9 0\n", 100, d.completed, underWay))
 }
 
-// guardedHost has one guarded pod, on a disk that is idle.
-func guardedHost(t *testing.T, change func(*Config)) (*host, *disk) {
+// hostWithDisk has one volume, on a disk that is idle.
+func hostWithDisk(t *testing.T) (*host, *disk) {
 	t.Helper()
 	dir := t.TempDir()
 	d := &disk{t: t, file: filepath.Join(dir, "sys/dev/block/8:16/stat")}
@@ -98,23 +115,14 @@ func guardedHost(t *testing.T, change func(*Config)) (*host, *disk) {
 		t.Fatal(err)
 	}
 	d.says(1, 0)
-	serveRuntime(t, filepath.Join(dir, "cri.sock"), runtimeServer{guarded: uid})
-	h := newHost(t, func(c *Config) {
-		c.RuntimeSocket = filepath.Join(dir, "cri.sock")
-		c.MountsPath = write(t, filepath.Join(dir, "mounts"), mounts)
-		c.SysPath = filepath.Join(dir, "sys")
-		change(c)
-	})
-	h.want("guarded", h.next("guarded"), wire.Alive)
-	return h, d
+	return newHost(t, func(c *Config) {
+		c.MountsPath, c.SysPath = write(t, filepath.Join(dir, "mounts"), mounts), filepath.Join(dir, "sys")
+	}), d
 }
 
 func TestADeviceThatCompletesNothingIsDead(t *testing.T) {
-	h, d := guardedHost(t, func(*Config) {})
-	for h.again("storage", StoragePeriod) != wire.Alive { // what was looked at before the pod was known
-		t.Log("not yet")
-	}
-	d.says(0, 0)
+	h, d := hostWithDisk(t)
+	h.want("storage", h.next("storage"), wire.Alive)
 	for range 10 {
 		h.want("storage that is idle", h.again("storage", StoragePeriod), wire.Alive)
 	}
@@ -138,28 +146,11 @@ func TestADeviceThatCompletesNothingIsDead(t *testing.T) {
 	h.want("storage without counters", h.again("storage", StoragePeriod), wire.Unread)
 }
 
-// Nothing is concluded of pods that a runtime which does not answer may have, and those that it had are watched on.
-func TestGuardedPodsOfARuntimeThatFails(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "cri.sock")
-	serveRuntime(t, socket, runtimeServer{err: status.Error(codes.Unavailable, "busy")})
-	h := newHost(t, func(c *Config) { c.RuntimeSocket = socket })
-	h.want("guarded", h.next("guarded"), wire.Unread)
-	h, _ = guardedHost(t, func(*Config) {})
-	if err := os.Remove(h.local.config.RuntimeSocket); err != nil {
-		t.Fatal(err)
-	}
-	h.want("guarded", h.again("guarded", GuardedPeriod), wire.Unread)
-	h.want("storage", h.again("storage", StoragePeriod), wire.Alive)
-}
-
-func TestAHostWithoutGuardedPodsHasNoStorageToSpeakOf(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "cri.sock")
-	serveCRI(t, socket, nil)
+func TestAHostWithoutVolumesHasNoStorageToSpeakOf(t *testing.T) {
 	h := newHost(t, func(c *Config) {
-		c.RuntimeSocket, c.MountsPath = socket, write(t, filepath.Join(t.TempDir(), "mounts"), mounts)
+		c.MountsPath = write(t, filepath.Join(t.TempDir(), "mounts"), "30 27 8:1 / / rw - ext4 /dev/sda1 rw\n")
 	})
-	h.want("guarded", h.next("guarded"), wire.Dead)
-	h.want("storage", h.again("storage", StoragePeriod), wire.Unread)
+	h.want("storage", h.next("storage"), wire.Unread)
 }
 
 func TestAHostWhoseProcessesWait(t *testing.T) {
@@ -169,10 +160,7 @@ func TestAHostWhoseProcessesWait(t *testing.T) {
 	}
 	says("memory", 0)
 	h := newHost(t, func(c *Config) { c.PressurePath = dir })
-	h.want("io, which the kernel does not count", h.next("io"), wire.Unread)
-	for h.again("memory", PressurePeriod) != wire.Alive {
-		t.Log("not yet")
-	}
+	h.want("memory", h.next("memory"), wire.Alive)
 	for _, c := range []struct {
 		share float64
 		want  wire.Pulse
@@ -182,6 +170,11 @@ func TestAHostWhoseProcessesWait(t *testing.T) {
 	}
 	write(t, filepath.Join(dir, "memory"), "some avg10=1.00 avg60=1.00\n")
 	h.want("memory without that line", h.again("memory", PressurePeriod), wire.Unread)
+	says("io", 90)
+	h = newHost(t, func(c *Config) { c.PressurePath = dir })
+	h.want("io", h.next("io"), wire.Dead)
+	h = newHost(t, func(*Config) {})
+	h.want("io, which the kernel does not count", h.next("io"), wire.Unread)
 	if share, ok := full(filepath.Join(PressurePath, "memory")); !ok || share < 0 || share > 100 {
 		t.Errorf("this machine's own: %v, %v", share, ok)
 	}

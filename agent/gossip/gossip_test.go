@@ -404,7 +404,7 @@ func TestFactsTravel(t *testing.T) {
 	a, b, third := c.three()
 	facts := factsOf("c", "c1")
 	facts.Kubelet, facts.Runtime, facts.API, facts.Revision = wire.Dead, wire.Alive, wire.Dead, 7
-	facts.Guarded, facts.Storage, facts.Memory, facts.IO = wire.Alive, wire.Dead, wire.Unread, wire.Dead
+	facts.Storage, facts.Memory, facts.IO = wire.Dead, wire.Unread, wire.Dead
 	if err := third.Tell(facts); err != nil {
 		t.Fatal(err)
 	}

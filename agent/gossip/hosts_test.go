@@ -224,9 +224,9 @@ func TestAwaitAnswersAtOnceWhenTheIndexIsAnother(t *testing.T) {
 
 func TestFactsComeOutAsTheyWentIn(t *testing.T) {
 	pulses := func(f *wire.Facts) []*wire.Pulse {
-		return []*wire.Pulse{&f.Kubelet, &f.Runtime, &f.API, &f.Guarded, &f.Storage, &f.Memory, &f.IO}
+		return []*wire.Pulse{&f.Kubelet, &f.Runtime, &f.API, &f.Storage, &f.Memory, &f.IO}
 	}
-	for combination := range 2187 { // 3^7
+	for combination := range 729 { // 3^6
 		facts := factsOf("b", "2f8a4c1e-6a39-4ad8-9a3e-0a7f5e0b7c11")
 		facts.Revision, facts.SelfFenceSeconds = 1<<63, 140
 		for _, pulse := range pulses(&facts) {

@@ -19,7 +19,6 @@ type packed struct {
 	Kubelet    string `json:"k,omitempty"`
 	Runtime    string `json:"r,omitempty"`
 	API        string `json:"a,omitempty"`
-	Guarded    string `json:"g,omitempty"`
 	Storage    string `json:"s,omitempty"`
 	Memory     string `json:"m,omitempty"`
 	IO         string `json:"i,omitempty"`
@@ -47,7 +46,7 @@ func pack(f wire.Facts) ([]byte, error) {
 		letter *string
 		of     wire.Pulse
 	}{{&p.Kubelet, f.Kubelet}, {&p.Runtime, f.Runtime}, {&p.API, f.API},
-		{&p.Guarded, f.Guarded}, {&p.Storage, f.Storage}, {&p.Memory, f.Memory}, {&p.IO, f.IO}} {
+		{&p.Storage, f.Storage}, {&p.Memory, f.Memory}, {&p.IO, f.IO}} {
 		letter, ok := letters[pulse.of]
 		if !ok {
 			return nil, fmt.Errorf("%w: %q is no pulse", errGarbled, pulse.of)
@@ -89,7 +88,7 @@ func unpack(node string, raw []byte) (wire.Facts, error) {
 		of     *wire.Pulse
 		letter string
 	}{{&f.Kubelet, p.Kubelet}, {&f.Runtime, p.Runtime}, {&f.API, p.API},
-		{&f.Guarded, p.Guarded}, {&f.Storage, p.Storage}, {&f.Memory, p.Memory}, {&f.IO, p.IO}} {
+		{&f.Storage, p.Storage}, {&f.Memory, p.Memory}, {&f.IO, p.IO}} {
 		// A letter of a later version is Unread.
 		for value, letter := range letters {
 			if letter == pulse.letter {

@@ -82,9 +82,7 @@ type Facts struct {
 	Kubelet Pulse `json:"kubelet,omitempty"`
 	Runtime Pulse `json:"runtime,omitempty"`
 	API     Pulse `json:"api,omitempty"`
-	// Guarded is Alive where the runtime says that guarded pods run here, and Dead where it says that none does.
-	Guarded Pulse `json:"guarded,omitempty"`
-	// Storage is Dead where a block device under a volume of theirs has requests under way and completes none, and Alive where the kernel counts and none is so.
+	// Storage is Dead where a block device under a pod's volume has requests under way and completes none, and Alive where the kernel counts and none is so.
 	Storage Pulse `json:"storage,omitempty"`
 	// Memory and IO are Dead while the host's processes do little else than wait for it.
 	Memory Pulse `json:"memory,omitempty"`

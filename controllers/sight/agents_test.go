@@ -132,7 +132,7 @@ func newNeighbourhood(t *testing.T, nodes ...string) *neighbourhood {
 		h := &realHost{node: node, address: "192.0.2." + string(rune('1'+i)), kubelet: httptest.NewTLSServer(nil)}
 		t.Cleanup(h.kubelet.Close)
 		h.member, err = gossip.Start(gossip.Config{Facts: wire.Facts{Node: node, BootID: "boot-" + node, Kubelet: wire.Alive, Runtime: wire.Alive, API: wire.Alive,
-			Guarded: wire.Alive, Storage: wire.Dead, Memory: wire.Alive, IO: wire.Dead}, BindAddress: "127.0.0." + string(rune('1'+i)), KeyDir: filepath.Join(dir, "keys"), SeedsFile: seeds, Log: logr.Discard()})
+			Storage: wire.Dead, Memory: wire.Alive, IO: wire.Dead}, BindAddress: "127.0.0." + string(rune('1'+i)), KeyDir: filepath.Join(dir, "keys"), SeedsFile: seeds, Log: logr.Discard()})
 		must(t, err)
 		if first == "" {
 			first = h.member.Address()
@@ -208,7 +208,7 @@ func TestRealAgentsAreAsked(t *testing.T) {
 		rank, _ := s.WitnessLife()
 		report, ok := s.ReportNow()
 		x, y := vantageOf(s, "x"), vantageOf(s, "y")
-		said := "kubelet alive, runtime alive, API alive, guarded pods run, a volume's device completes nothing, its processes wait for storage"
+		said := "kubelet alive, runtime alive, API alive, a volume's device completes nothing, its processes wait for storage"
 		return rank == evidence.RankUserspace && ok && report.String() == said && x.Port == evidence.AnswerSpoke && y.Port == evidence.AnswerSpoke &&
 			x.AgentBoot == "boot-h" && y.AgentBoot == "boot-h"
 	})

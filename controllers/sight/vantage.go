@@ -209,7 +209,7 @@ func (v *vantage) hear(s *seen, h wire.Host, asked, arrived evidence.Instant) bo
 	}
 	was := s.report
 	s.report = evidence.Report{Sign: sign, BootID: boot(h.BootID), Kubelet: pulses[h.Kubelet], Runtime: pulses[h.Runtime], API: pulses[h.API],
-		Guarded: pulses[h.Guarded], Storage: pulses[h.Storage], Memory: pulses[h.Memory], IO: pulses[h.IO]}
+		Storage: pulses[h.Storage], Memory: pulses[h.Memory], IO: pulses[h.IO]}
 	now := s.report
 	was.Sign, now.Sign = evidence.Sign{}, evidence.Sign{}
 	return was != now && was.BootID != ""

@@ -80,6 +80,6 @@ func (s *sighting) state() (reason, message string) {
 
 // byHand says what to do where nobody but a human replaces an agent.
 func byHand(agents *appsv1.DaemonSet) string {
-	return fmt.Sprintf("%d of %d hosts have an agent of the present settings. No other is replaced or ended but by you, since one that holds a watchdog may have its host reset: move guarded pods off a host, "+
+	return fmt.Sprintf("%d of %d hosts have an agent of the present settings. No other is replaced or ended but by you, since one that holds a watchdog may have its host reset: move pods with volumes off a host, "+
 		"then delete its agent's pod (kubectl get pods -n %s -o wide), one host after the other", agents.Status.UpdatedNumberScheduled, agents.Status.DesiredNumberScheduled, manifest.Namespace)
 }

@@ -121,20 +121,14 @@ type Report struct {
 	Sign
 	BootID                string
 	Kubelet, Runtime, API Pulse
-	// Guarded is whether guarded pods run there as the container runtime says, Storage whether the devices under their volumes complete anything, and Memory and IO whether
-	// the host's processes get on. No rule rests on them: they tell whoever reads a verdict what else is wrong.
-	Guarded, Storage, Memory, IO Pulse
+	// Storage is whether the devices under its pods' volumes complete anything, and Memory and IO whether its processes get on. No rule rests on them: they tell whoever
+	// reads a verdict what else is wrong.
+	Storage, Memory, IO Pulse
 }
 
 // String says it in status. What is as it should be besides, or is not known, is left out.
 func (r Report) String() string {
 	words := []string{fmt.Sprintf("kubelet %s, runtime %s, API %s", r.Kubelet, r.Runtime, r.API)}
-	switch r.Guarded {
-	case PulseAlive:
-		words = append(words, "guarded pods run")
-	case PulseDead:
-		words = append(words, "no guarded pod runs")
-	}
 	return strings.Join(append(words, r.amiss()...), ", ")
 }
 

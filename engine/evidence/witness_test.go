@@ -325,10 +325,10 @@ func TestWhatAHostSaysOfItself(t *testing.T) {
 	for want, r := range map[string]Report{
 		"kubelet unread, runtime unread, API unread": {},
 		"kubelet dead, runtime alive, API alive":     {Kubelet: PulseDead, Runtime: PulseAlive, API: PulseAlive, Storage: PulseAlive, Memory: PulseAlive, IO: PulseAlive},
-		"kubelet dead, runtime alive, API dead, guarded pods run, a volume's device completes nothing, its processes wait for storage": {
-			Kubelet: PulseDead, Runtime: PulseAlive, API: PulseDead, Guarded: PulseAlive, Storage: PulseDead, IO: PulseDead},
-		"kubelet alive, runtime alive, API alive, no guarded pod runs, its processes wait for memory": {
-			Kubelet: PulseAlive, Runtime: PulseAlive, API: PulseAlive, Guarded: PulseDead, Memory: PulseDead},
+		"kubelet dead, runtime alive, API dead, a volume's device completes nothing, its processes wait for storage": {
+			Kubelet: PulseDead, Runtime: PulseAlive, API: PulseDead, Storage: PulseDead, IO: PulseDead},
+		"kubelet alive, runtime alive, API alive, its processes wait for memory": {
+			Kubelet: PulseAlive, Runtime: PulseAlive, API: PulseAlive, Memory: PulseDead},
 	} {
 		if got := r.String(); got != want {
 			t.Errorf("%+v: %q, want %q", r, got, want)
