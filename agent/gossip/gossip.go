@@ -30,10 +30,10 @@ import (
 
 // What docs/adr/0011-gossip.md chose, and why.
 const (
-	probeInterval  = 400 * time.Millisecond
+	probeInterval  = 300 * time.Millisecond
 	probeTimeout   = 150 * time.Millisecond
 	gossipInterval = 100 * time.Millisecond
-	suspicionMult  = 2
+	suspicionMult  = 3
 	// reclaimAfter is how long a host must be dead before its name can come from another address.
 	reclaimAfter = 30 * time.Second
 	tcpTimeout   = 2 * time.Second

@@ -19,7 +19,7 @@ import (
 const (
 	// look is how often an agent asks itself whether it is alone.
 	look = 250 * time.Millisecond
-	// deaf is how long nobody may answer before an agent takes itself for cut off: two questions of gossip in a row, and a little.
+	// deaf is how long nobody may answer before an agent takes itself for cut off: three questions of gossip in a row, and a little.
 	deaf = 1100 * time.Millisecond
 	// patience bounds one write, and hurry is the least time between two that fail.
 	patience = time.Second
