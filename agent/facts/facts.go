@@ -142,8 +142,8 @@ func (l *Local) Run(ctx context.Context) {
 		{"kubelet", KubeletPeriod, kubelet.ask, func(f *wire.Facts) *wire.Pulse { return &f.Kubelet }},
 		{"runtime", RuntimePeriod, overCRI(l.config.RuntimeSocket), func(f *wire.Facts) *wire.Pulse { return &f.Runtime }},
 		{"storage", StoragePeriod, volumes.ask, func(f *wire.Facts) *wire.Pulse { return &f.Storage }},
-		{"memory", PressurePeriod, pressure(filepath.Join(l.config.PressurePath, "memory")), func(f *wire.Facts) *wire.Pulse { return &f.Memory }},
-		{"io", PressurePeriod, pressure(filepath.Join(l.config.PressurePath, "io")), func(f *wire.Facts) *wire.Pulse { return &f.IO }},
+		{"memory", PressurePeriod, pressure(filepath.Join(l.config.PressurePath, "memory"), ofMemory), func(f *wire.Facts) *wire.Pulse { return &f.Memory }},
+		{"io", PressurePeriod, pressure(filepath.Join(l.config.PressurePath, "io"), ofStorage), func(f *wire.Facts) *wire.Pulse { return &f.IO }},
 	}
 	if l.config.APIURL != "" {
 		subjects = append(subjects, subject{"api", APIPeriod, l.told(api.ask), func(f *wire.Facts) *wire.Pulse { return &f.API }})

@@ -16,20 +16,27 @@ const (
 	PressurePath = "/proc/pressure"
 
 	PressurePeriod = 5 * time.Second
-	// stallFrom and stallUntil bound a stall: it begins when over the last ten seconds nothing went on for more than stallFrom percent of them, and ends below stallUntil,
-	// so that a host which is about there is no news each time.
-	stallFrom, stallUntil = 50.0, 20.0
+)
+
+// stall is bounded by shares of the last ten seconds, in percent, in which nothing went on that had something to do: it begins above the first, and ends below the second, so that
+// a host which is about there is no news each time.
+type stall struct{ from, until float64 }
+
+// For storage it takes more: a single process that writes and waits, on a host that is idle besides, makes it 90.
+var (
+	ofMemory  = stall{50, 20}
+	ofStorage = stall{95, 60}
 )
 
 // pressure reads one file. Who reads it is refused while the host stalls.
-func pressure(file string) func(context.Context) reply {
+func pressure(file string, bounds stall) func(context.Context) reply {
 	stalls := false
 	return func(context.Context) reply {
 		share, ok := full(file)
 		if !ok {
 			return unclear
 		}
-		if stalls = share > stallFrom || stalls && share >= stallUntil; stalls {
+		if stalls = share > bounds.from || stalls && share >= bounds.until; stalls {
 			return refused
 		}
 		return answered

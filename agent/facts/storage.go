@@ -4,10 +4,10 @@
 package facts
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -23,9 +23,8 @@ const (
 	// SysPath has the counters of block devices: https://docs.kernel.org/block/stat.html.
 	SysPath = "/sys"
 
-	StoragePeriod = 2 * time.Second
-	// StuckSpan is how long a device must have requests under way, and complete none, to count as dead. A slow disk completes some in that time; SCSI and NVMe
-	// give a request up after 30 s by default, a multipath device that waits for a path never does.
+	StoragePeriod = 5 * time.Second
+	// StuckSpan is how long a device must have had requests under way, whenever it was looked at, and completed none, to count as dead. A slow disk completes some in that time.
 	StuckSpan = 10 * time.Second
 )
 
@@ -33,35 +32,42 @@ const (
 type storage struct {
 	mounts, sys string
 	clock       clock.PassiveClock
-	// idle is how far each device is, and since when it has been there with requests under way.
-	idle map[string]standing
+	// stands is how far each device is.
+	stands map[string]standing
 }
 
+// standing is how many requests a device had completed when it was first seen with so many, whether some were under way, and when that was.
 type standing struct {
 	completed uint64
+	busy      bool
 	since     time.Time
 }
 
 // ask: refused where one device at least is stuck, answered where some can be read and none is, and unclear where nothing can be said.
 func (s *storage) ask(context.Context) reply {
-	text, err := os.ReadFile(s.mounts)
+	var found []string
+	err := eachMount(s.mounts, func(m mount) {
+		if device := m.device(); device != "" && !slices.Contains(found, device) {
+			found = append(found, device)
+		}
+	})
 	if err != nil {
 		return unclear
 	}
 	now, next, stuck := s.clock.Now(), map[string]standing{}, false
-	for _, device := range devices(string(text)) {
+	for _, device := range found {
 		completed, underWay, err := counters(filepath.Join(s.sys, device, "stat"))
 		if err != nil {
 			continue
 		}
-		at, known := s.idle[device]
-		if !known || underWay == 0 || completed != at.completed {
-			at = standing{completed, now}
+		at := s.stands[device]
+		if underWay == 0 || !at.busy || completed != at.completed {
+			at = standing{completed, underWay > 0, now}
 		}
 		next[device] = at
-		stuck = stuck || now.Sub(at.since) >= StuckSpan
+		stuck = stuck || at.busy && now.Sub(at.since) >= StuckSpan
 	}
-	s.idle = next
+	s.stands = next
 	switch {
 	case stuck:
 		return refused
@@ -72,57 +78,84 @@ func (s *storage) ask(context.Context) reply {
 	}
 }
 
-// devices are the directories below /sys of the block devices that are mounted as volumes, or are such volumes. A file system that has no block device, as NFS and FUSE
-// have none, has no counters of this kind.
-func devices(mountinfo string) (found []string) {
-	for line := range strings.Lines(mountinfo) {
-		mount, system, _ := strings.Cut(line, " - ")
-		of, kind := strings.Fields(mount), strings.Fields(system)
-		if len(of) < 5 || len(kind) == 0 || !isVolume(of[4]) {
-			continue
-		}
-		device := "dev/block/" + of[2]
-		switch {
-		case kind[0] == "devtmpfs": // a device node, bound to where the pod finds it
-			device = "class/block/" + path.Base(of[3])
-		case strings.HasPrefix(of[2], "0:"):
-			continue
-		}
-		if !slices.Contains(found, device) {
-			found = append(found, device)
-		}
+// mount is one line of the table of mounts.
+type mount struct {
+	number, root, point, kind string
+}
+
+// eachMount reads the table. A line that cannot be understood has nothing in it.
+func eachMount(file string, do func(mount)) error {
+	table, err := os.Open(file)
+	if err != nil {
+		return fmt.Errorf("read the mounts of this host: %w", err)
 	}
-	return found
+	defer table.Close()
+	lines := bufio.NewScanner(table)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		place, system, _ := strings.Cut(lines.Text(), " - ")
+		of, kind := strings.Fields(place), strings.Fields(system)
+		if len(of) < 5 || len(kind) == 0 {
+			do(mount{})
+			continue
+		}
+		do(mount{number: of[2], root: of[3], point: of[4], kind: kind[0]})
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("read the mounts of this host: %w", err)
+	}
+	return nil
 }
 
 // ephemeral begin the names of volumes that end with their pod.
-var ephemeral = []string{"kubernetes.io~configmap", "kubernetes.io~downward-api", "kubernetes.io~empty-dir", "kubernetes.io~projected", "kubernetes.io~secret"}
+var ephemeral = []string{"kubernetes.io~configmap", "kubernetes.io~downward-api", "kubernetes.io~empty-dir", "kubernetes.io~git-repo", "kubernetes.io~projected", "kubernetes.io~secret"}
 
-// isVolume: where a kubelet mounts a volume that outlives its pod, whatever its own directory is: pods/UID/volumes/PLUGIN/NAME. A device that a pod is given as such is
-// published in a directory of its plugin's.
-func isVolume(point string) bool {
-	parts := strings.Split(point, "/")
+// volume: the mount is that of a pod's volume of any kind, and it outlives the pod. A kubelet mounts it at pods/UID/volumes/PLUGIN/NAME below its own directory, wherever that is.
+func (m mount) volume() (any, outlives bool) {
+	parts := strings.Split(m.point, "/")
 	for i := 3; i < len(parts); i++ {
 		if parts[i-3] == "pods" && parts[i-1] == "volumes" {
-			return !slices.Contains(ephemeral, parts[i])
+			return true, m.kind != "tmpfs" && !slices.Contains(ephemeral, parts[i])
 		}
 	}
-	return slices.Contains(parts, "volumeDevices")
+	return false, false
 }
 
-// Volumes reports whether a volume that outlives its pod is mounted on this host, as that of every guarded pod is: guarded pods may be labelled after the container runtime
-// has made them, which does not know it then. With an error there may be one.
-func Volumes(mounts string) (bool, error) {
-	text, err := os.ReadFile(mounts)
-	if err != nil {
-		return true, fmt.Errorf("look for volumes among the mounts of this host: %w", err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if of := strings.Fields(line); len(of) < 5 || isVolume(of[4]) {
-			return true, nil
+// raw: the mount is a device that a pod is given as such, which is published in a directory of its plugin's.
+func (m mount) raw() bool { return slices.Contains(strings.Split(m.point, "/"), "volumeDevices") }
+
+// device is the directory below /sys of the block device that is mounted as a volume, or is one; empty where there is none. A file system with a number of its own, as NFS,
+// FUSE, btrfs and ZFS have, has no counters of this kind.
+func (m mount) device() string {
+	if m.raw() {
+		if name := strings.TrimPrefix(m.root, "/"); m.kind == "devtmpfs" && name != "" && !strings.Contains(name, "/") {
+			return "class/block/" + name
 		}
+		return ""
 	}
-	return false, nil
+	if _, outlives := m.volume(); !outlives || strings.HasPrefix(m.number, "0:") {
+		return ""
+	}
+	return "dev/block/" + m.number
+}
+
+// Volumes reports whether a volume that outlives its pod is mounted on this host. Guarded pods have such, but for hostPath volumes, which no kubelet mounts; and they may be labelled
+// after the container runtime has made them, which does not know it then. With an error there may be one: the table must show a pod's volume of some kind, as
+// every host has them, or it is that of somebody who does not see them.
+func Volumes(mounts string) (bool, error) {
+	some, outlives := false, false
+	err := eachMount(mounts, func(m mount) {
+		any, lasting := m.volume()
+		some, outlives = some || any || m.raw(), outlives || lasting || m.raw() || m == mount{}
+	})
+	switch {
+	case err != nil:
+		return true, err
+	case !some && !outlives:
+		return true, fmt.Errorf("no volume of any pod is among the mounts of %s: it is not that of the host's kubelet", mounts)
+	default:
+		return outlives, nil
+	}
 }
 
 // counters are how many requests a device has completed since it came, and how many are under way.

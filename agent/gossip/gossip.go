@@ -31,7 +31,7 @@ import (
 // What docs/adr/0011-gossip.md chose, and why.
 const (
 	probeInterval  = 300 * time.Millisecond
-	probeTimeout   = 150 * time.Millisecond
+	probeTimeout   = 100 * time.Millisecond
 	gossipInterval = 100 * time.Millisecond
 	suspicionMult  = 3
 	// reclaimAfter is how long a host must be dead before its name can come from another address.
@@ -173,7 +173,8 @@ func (m *Member) settings(transport memberlist.Transport, logger *log.Logger) *m
 	ears := ears{m}
 	c.Delegate, c.Events, c.Conflict, c.Ping = ears, ears, ears, ears
 	c.ProbeInterval, c.ProbeTimeout, c.GossipInterval = probeInterval, probeTimeout, gossipInterval
-	c.SuspicionMult = suspicionMult
+	// A suspicion lasts as long whether another host shares it or not: where few are left to share it, it would last six times as long.
+	c.SuspicionMult, c.SuspicionMaxTimeoutMult = suspicionMult, 1
 	c.DeadNodeReclaimTime, c.TCPTimeout = reclaimAfter, tcpTimeout
 	// What is said is short; compressing it costs more memory than the agent otherwise needs.
 	c.EnableCompression = false

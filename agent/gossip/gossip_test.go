@@ -334,6 +334,21 @@ func aliveFrom(at *agent, node, meta string) []byte {
 	return forged(aliveMessage, "Incarnation", 1000, "Node", node, "Addr", string(net.ParseIP(host).To4()), "Port", n, "Meta", meta, "Vsn", "\x01\x05\x02\x00\x00\x00")
 }
 
+// What others count on: nobody is given up sooner than an agent that is cut off takes itself for that (ADR 9); a suspicion that nobody else shares lasts no longer than one that is shared; and who
+// asks for another says that it heard nothing before the next question.
+func TestThePaceOfGossip(t *testing.T) {
+	c := new(Member).settings(nil, nil)
+	if soonest := c.ProbeInterval + time.Duration(c.SuspicionMult)*c.ProbeInterval; soonest < 1200*time.Millisecond {
+		t.Errorf("a host is given up %s after it was last heard, and 1.2 s are wanted", soonest)
+	}
+	if c.SuspicionMaxTimeoutMult != 1 {
+		t.Errorf("a suspicion that nobody shares lasts %d times as long", c.SuspicionMaxTimeoutMult)
+	}
+	if said := 2 * c.ProbeTimeout; said+50*time.Millisecond > c.ProbeInterval {
+		t.Errorf("who asks for another says after %s that it heard nothing, and the next question is after %s", said, c.ProbeInterval)
+	}
+}
+
 func TestOneThatStopsAnsweringIsDeadAndComesBackAsAnother(t *testing.T) {
 	c := newCircle(t)
 	a, b, third := c.three()

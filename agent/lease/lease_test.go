@@ -348,7 +348,7 @@ func TestWhoIsAlone(t *testing.T) {
 	}{
 		"has never heard anybody":         {gossip.Standing{}, false},
 		"heard somebody just now":         {gossip.Standing{Last: now, Others: 4, Heard: 4}, false},
-		"heard nobody for two questions":  {gossip.Standing{Last: now.Add(-1101 * time.Millisecond), Others: 4, Heard: 4}, true},
+		"heard nobody for too long":       {gossip.Standing{Last: now.Add(-1101 * time.Millisecond), Others: 4, Heard: 4}, true},
 		"heard nobody for one question":   {gossip.Standing{Last: now.Add(-time.Second), Others: 4, Heard: 4}, false},
 		"one of a pair":                   {gossip.Standing{Last: now, Others: 1, Heard: 0}, true},
 		"two of three":                    {gossip.Standing{Last: now, Others: 2, Heard: 1}, false},
