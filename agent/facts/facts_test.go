@@ -298,17 +298,12 @@ func (r runtimeServer) Version(context.Context, *cri.VersionRequest) (*cri.Versi
 
 func serveCRI(t *testing.T, socket string, err error) *grpc.Server {
 	t.Helper()
-	return serveRuntime(t, socket, runtimeServer{err: err})
-}
-
-func serveRuntime(t *testing.T, socket string, runtime runtimeServer) *grpc.Server {
-	t.Helper()
 	l, listenErr := net.Listen("unix", socket)
 	if listenErr != nil {
 		t.Fatal(listenErr)
 	}
 	server := grpc.NewServer()
-	cri.RegisterRuntimeServiceServer(server, runtime)
+	cri.RegisterRuntimeServiceServer(server, runtimeServer{err: err})
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(server.Stop)
 	return server

@@ -45,12 +45,7 @@ type standing struct {
 
 // ask: refused where one device at least is stuck, answered where some can be read and none is, and unclear where nothing can be said.
 func (s *storage) ask(context.Context) reply {
-	var found []string
-	err := eachMount(s.mounts, func(m mount) {
-		if device := m.device(); device != "" && !slices.Contains(found, device) {
-			found = append(found, device)
-		}
-	})
+	found, err := devices(s.mounts)
 	if err != nil {
 		return unclear
 	}
@@ -137,6 +132,16 @@ func (m mount) device() string {
 		return ""
 	}
 	return "dev/block/" + m.number
+}
+
+// devices are those of all mounts in the table, each once.
+func devices(table string) (found []string, err error) {
+	err = eachMount(table, func(m mount) {
+		if device := m.device(); device != "" && !slices.Contains(found, device) {
+			found = append(found, device)
+		}
+	})
+	return found, err
 }
 
 // Volumes reports whether a volume that outlives its pod is mounted on this host. Guarded pods have such, but for hostPath volumes, which no kubelet mounts; and they may be labelled

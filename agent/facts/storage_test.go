@@ -42,12 +42,7 @@ const mounts = `22 27 0:21 / /proc rw,relatime - proc proc rw
 
 func TestWhichDevicesAreUnderVolumes(t *testing.T) {
 	want := []string{"dev/block/8:16", "dev/block/252:3", "class/block/nvme1n1", "class/block/sde", "dev/block/8:32"}
-	var got []string
-	err := eachMount(write(t, filepath.Join(t.TempDir(), "mounts"), mounts), func(m mount) {
-		if device := m.device(); device != "" && !slices.Contains(got, device) {
-			got = append(got, device)
-		}
-	})
+	got, err := devices(write(t, filepath.Join(t.TempDir(), "mounts"), mounts))
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("%q, want %q; %v", got, want, err)
 	}
