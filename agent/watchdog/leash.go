@@ -33,7 +33,7 @@ type Config struct {
 	// answers counts. Who announces [Leash.Bound] must give none: whoever counts does not see what they answer.
 	Majority func(ctx context.Context) bool
 	// Guarded reports whether something runs here that is guarded. An error counts as yes.
-	Guarded func(ctx context.Context) (bool, error)
+	Guarded func() (bool, error)
 	// Armed is told, once, the bound of [Leash.Bound], when the device counts.
 	Armed func(bound time.Duration)
 	// Disarming says to whoever counts that the device will count no more, before it is disarmed. Unless that was taken for certain, which no error says, the device
@@ -61,9 +61,8 @@ const (
 	// feedsIn is how many times a device is fed in its timeout, and asksIn how many times in a span peers are asked.
 	feedsIn = 4
 	asksIn  = 4
-	// openAgain is how long after an error the device is tried again; guardedFor bounds the look at what runs here, and disarmingFor the last word.
+	// openAgain is how long after an error the device is tried again, and disarmingFor bounds the last word.
 	openAgain    = time.Second
-	guardedFor   = time.Second
 	disarmingFor = time.Second
 )
 
@@ -229,9 +228,7 @@ func (l *Leash) Close() error {
 	if l.device == nil {
 		return nil
 	}
-	ctx, done := context.WithTimeout(context.Background(), guardedFor)
-	defer done()
-	guarded, err := l.config.Guarded(ctx)
+	guarded, err := l.config.Guarded()
 	disarm := !guarded && err == nil && !l.gone
 	if disarm && l.config.Disarming != nil {
 		word, said := context.WithTimeout(context.Background(), disarmingFor)

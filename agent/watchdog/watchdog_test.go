@@ -152,7 +152,7 @@ func newHostWith(t *testing.T, b *board, change func(*Config)) *host {
 	config := Config{
 		Open: hardware.Open, Span: span, Log: logr.Discard(),
 		Majority: func(context.Context) bool { h.mu.Lock(); defer h.mu.Unlock(); h.asked++; return h.majority },
-		Guarded:  func(context.Context) (bool, error) { h.mu.Lock(); defer h.mu.Unlock(); return h.guarded, h.cri },
+		Guarded:  func() (bool, error) { h.mu.Lock(); defer h.mu.Unlock(); return h.guarded, h.cri },
 		Armed:    func(bound time.Duration) { h.bound = bound },
 		Now:      func() time.Duration { return time.Since(h.began) },
 	}

@@ -78,7 +78,7 @@ func (o options) leash(leases *leases, member func() *gossip.Member, local func(
 	}
 	config := watchdog.Config{
 		Open: o.letGo.open(leases), Span: o.letGo.span, Log: log.WithName("watchdog"),
-		Guarded: func(context.Context) (bool, error) { return facts.Volumes(o.mounts) },
+		Guarded: func() (bool, error) { return facts.Volumes(o.mounts) },
 		Armed:   func(bound time.Duration) { local().FencesItself(bound) },
 	}
 	if o.letGo.majority {

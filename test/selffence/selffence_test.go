@@ -240,7 +240,7 @@ func (w *world) start() *agent {
 			return d, err
 		},
 		Span: w.span, Log: logr.Discard(), Armed: func(time.Duration) {},
-		Guarded: func(context.Context) (bool, error) { return w.oneIn(2), nil },
+		Guarded: func() (bool, error) { return w.oneIn(2), nil },
 		Disarming: func(ctx context.Context) error {
 			return out.write(ctx, lease.Word{BootID: boot, At: time.Now(), Every: time.Second, Pulse: true})
 		},
