@@ -54,23 +54,32 @@ type shop struct {
 	name string
 }
 
+// shops counts them: each has a name of its own, however often its test is run.
+var shops int
+
 // open makes a namespace in a cluster with two hosts that are well and with Holdfast in it.
-func open(t *testing.T, name string) *shop {
+func open(t *testing.T) *shop {
 	t.Helper()
-	s := &shop{t: t, name: name}
+	shops++
+	s := &shop{t: t, name: fmt.Sprintf("shop-%d", shops)}
 	ready := corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}
 	for _, n := range []string{"one", "two"} {
-		n = name + "-" + n
-		s.create(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n, Labels: map[string]string{corev1.LabelHostname: "host-" + n}}})
+		n = s.node(n)
+		s.create(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n, Labels: map[string]string{corev1.LabelHostname: labelled(n)}}})
 		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n}}
 		s.change(node, func() { node.Spec.Taints = nil })
 		node.Status = ready
 		s.must(cluster.Client.Status().Update(t.Context(), node))
 	}
-	s.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
+	s.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: s.name}})
 	s.holdfast()
 	return s
 }
+
+// node is the name of host one or two, and labelled the name that the kubelet gives it.
+func (s *shop) node(n string) string { return s.name + "-" + n }
+
+func labelled(node string) string { return "host-" + node }
 
 // holdfast runs until the end of the test.
 func (s *shop) holdfast() {
@@ -286,7 +295,7 @@ func (s *shop) waits(name, words string) {
 }
 
 func TestADeploymentAndABackupShareOneHost(t *testing.T) {
-	s := open(t, "deployed")
+	s := open(t)
 	set := s.deployed()
 	first := s.pod("db-5c-a", set, "data")
 	s.create(first)
@@ -298,31 +307,31 @@ func TestADeploymentAndABackupShareOneHost(t *testing.T) {
 	}
 	s.create(s.pod("backup", nil, "data"))
 	s.waits("backup", "on no host yet")
-	s.schedule("db-5c-a", "deployed-two")
-	if host := s.letIn("backup"); host != "host-deployed-two" {
-		t.Errorf("the backup may start on %q, and its volume is in use on host-deployed-two", host)
+	s.schedule("db-5c-a", s.node("two"))
+	if host := s.letIn("backup"); host != labelled(s.node("two")) {
+		t.Errorf("the backup may start on %q, and its volume is in use on host two", host)
 	}
 
 	by := s.pod("by-hand", nil, "data")
-	by.Spec.NodeName = "deployed-one"
+	by.Spec.NodeName = s.node("one")
 	if err := cluster.Client.Create(t.Context(), by); !apierrors.IsForbidden(err) {
 		t.Errorf("a pod with its node by hand: %v", err)
 	}
-	s.schedule("backup", "deployed-two")
+	s.schedule("backup", s.node("two"))
 	s.ends("backup")
 	s.must(cluster.Client.Delete(t.Context(), s.get("db-5c-a"))) // its kubelet has not seen it yet
 	s.create(s.pod("db-5c-b", set, "data"))
-	s.waits("db-5c-b", "deployed/db-5c-a on claim data: it is terminating")
+	s.waits("db-5c-b", s.name+"/db-5c-a on claim data: it is terminating")
 	app := s.app("")
 	s.await("the app to say it", func(ctx context.Context) (bool, error) {
 		err := cluster.Client.Get(ctx, client.ObjectKeyFromObject(app), app)
 		c := meta.FindStatusCondition(app.Status.Conditions, v1alpha1.ConditionPostureClean)
-		return c != nil && strings.Contains(c.Message, "pod db-5c-b waits at the gate for pod deployed/db-5c-a") && len(app.Status.Members) == 2, err
+		return c != nil && strings.Contains(c.Message, "pod db-5c-b waits at the gate for pod "+s.name+"/db-5c-a") && len(app.Status.Members) == 2, err
 	})
 }
 
 func TestOfTwoNewcomersAtOnceOneIsLetIn(t *testing.T) {
-	s := open(t, "two")
+	s := open(t)
 	s.deployed()
 	s.create(s.pod("x", nil, "data"), s.pod("y", nil, "data"))
 	var in, out string
@@ -336,11 +345,11 @@ func TestOfTwoNewcomersAtOnceOneIsLetIn(t *testing.T) {
 		}
 		return x != y, nil
 	})
-	s.waits(out, "pod two/"+in+" on claim data: it is on no host yet")
+	s.waits(out, "pod "+s.name+"/"+in+" on claim data: it is on no host yet")
 }
 
 func TestAStatefulSetKeepsItsPlaceAndLendsIt(t *testing.T) {
-	s := open(t, "lent")
+	s := open(t)
 	set := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: s.name, Name: "db"}, Spec: appsv1.StatefulSetSpec{
 		Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: podSpec()},
 		VolumeClaimTemplates: []corev1.PersistentVolumeClaim{*s.claim("data")}}}
@@ -351,20 +360,20 @@ func TestAStatefulSetKeepsItsPlaceAndLendsIt(t *testing.T) {
 	if guard.Gated(own) || own.Labels[v1alpha1.LabelApp] != "app" {
 		t.Fatalf("born in its place with gates %v and labels %v", own.Spec.SchedulingGates, own.Labels)
 	}
-	s.schedule("db-0", "lent-one")
+	s.schedule("db-0", s.node("one"))
 	s.create(s.pod("backup", nil, "data-db-0"))
-	if host := s.letIn("backup"); host != "host-lent-one" {
+	if host := s.letIn("backup"); host != labelled(s.node("one")) {
 		t.Errorf("let in on %q", host)
 	}
 	s.listed("app=data-db-*@db-*,app=data-db-0")
-	s.schedule("backup", "lent-one")
-	s.must(s.kubelet("lent-one").Delete(t.Context(), s.get("db-0"), client.GracePeriodSeconds(0)))
+	s.schedule("backup", s.node("one"))
+	s.must(s.kubelet(s.node("one")).Delete(t.Context(), s.get("db-0"), client.GracePeriodSeconds(0)))
 	again := s.pod("db-0", set, "data-db-0")
 	s.create(again)
 	if !guard.Gated(again) {
 		t.Error("the pod of the place starts without waiting, and somebody else is on its claim")
 	}
-	if host := s.letIn("db-0"); host != "host-lent-one" {
+	if host := s.letIn("db-0"); host != labelled(s.node("one")) {
 		t.Errorf("let in on %q", host)
 	}
 	s.ends("backup")

@@ -343,6 +343,17 @@ func app(name string) *v1alpha1.GuardedStatefulApp {
 		Health:      v1alpha1.Health{Probes: []v1alpha1.Probe{{Name: "tcp", TCPSocket: &v1alpha1.TCPProbe{Port: intstr.FromInt(1)}}}}}}
 }
 
+// create creates an app, and returns its name, which begins as given.
+func create(t *testing.T, name string) string {
+	t.Helper()
+	g := app("")
+	g.GenerateName = name + "-"
+	if err := cluster.Client.Create(t.Context(), g); err != nil {
+		t.Fatal(err)
+	}
+	return g.Name
+}
+
 // answered is true once the manager has seen the app and said what it thinks of it.
 func answered(name string) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
@@ -368,16 +379,11 @@ func apiServer(t *testing.T) string {
 func TestADeadPeerIsNoticed(t *testing.T) {
 	p := newProxy(t, apiServer(t))
 	run(t, "alone", kubeconfig(t, "https://"+p.listener.Addr().String()))
-	if err := cluster.Client.Create(t.Context(), app("before")); err != nil {
-		t.Fatal(err)
-	}
-	await(t, "the manager to see an app", time.Minute, answered("before"))
+	await(t, "the manager to see an app", time.Minute, answered(create(t, "before")))
 	p.fallSilent()
-	if err := cluster.Client.Create(t.Context(), app("after")); err != nil {
-		t.Fatal(err)
-	}
+	after := create(t, "after")
 	// Requirement B2 wants 10 s. Without Holdfast's own settings the kernel gives up after a quarter of an hour.
-	took := await(t, "the manager to see an app again", time.Minute, answered("after"))
+	took := await(t, "the manager to see an app again", time.Minute, answered(after))
 	t.Logf("seen %s after the connections fell silent, over %d new ones", took.Round(time.Millisecond), p.since())
 	if p.since() == 0 {
 		t.Error("it was seen over no new connection")
