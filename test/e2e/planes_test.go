@@ -149,6 +149,8 @@ func leaderInTheMinority(t *testing.T) {
 	s.must(err)
 	minority, err := s.Lab.Host(leader.Spec.NodeName)
 	s.must(err)
+	_, err = s.Kubectl(s.soon(), "cordon", minority.Name()) // a successor there would be held, for it is cut off; mended after the scene
+	s.must(err)
 	s.begin()
 	s.must(minority.Cut(s.ctx, fault.Peers, fault.Both))
 	s.must(s.host.PowerOff(s.ctx))
