@@ -17,6 +17,7 @@ import (
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/controllers/sight"
+	"github.com/holdfast-dev/holdfast/engine/verdict"
 )
 
 // When a leader steps down by itself: docs/adr/0014-a-hand-over-within-five-seconds.md.
@@ -40,6 +41,9 @@ type doubter struct {
 	down func()
 
 	since time.Time // of the present doubt; zero without one
+	// alone is that no witness agent answers this replica, in words, from when two or more should and none did; until one does. Who is cut off expects nobody any
+	// more after a while, and is cut off all the same.
+	alone string
 }
 
 // NeedLeaderElection: standbys have nothing to step down from.
@@ -77,12 +81,13 @@ func (d *doubter) look(ctx context.Context) (why, to string, err error) {
 	if err := d.from.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
 		return "", "", fmt.Errorf("list Nodes: %w", err)
 	}
+	outside := d.doubtFrom(d.outside())
 	doubts := map[string]string{}
 	for i := range nodes.Items {
-		doubts[nodes.Items[i].Name] = doubtOf(&nodes.Items[i])
+		doubts[nodes.Items[i].Name] = doubtOf(&nodes.Items[i], d.alone != "")
 	}
 	if why = doubts[d.host]; why == "" {
-		why = doubtFrom(d.outside())
+		why = outside
 	}
 	now := d.clock.Now()
 	if why == "" {
@@ -102,11 +107,13 @@ func (d *doubter) look(ctx context.Context) (why, to string, err error) {
 	return why, to, err
 }
 
-// doubtOf is what the API says of a host.
-func doubtOf(n *corev1.Node) string {
+// doubtOf is what the API says of a host. To one that is alone every host is Isolated that carries writers and whose lease moves: its own doing, which says nothing
+// of that host.
+func doubtOf(n *corev1.Node, alone bool) string {
 	ready := "has no condition Ready"
 	for _, c := range n.Status.Conditions {
 		switch {
+		case c.Type == v1alpha1.NodeConditionVerdict && alone && c.Reason == verdict.Isolated.String():
 		case c.Type == v1alpha1.NodeConditionVerdict && c.Status == corev1.ConditionTrue:
 			return "an incident of it is open: " + c.Reason
 		case c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue:
@@ -119,17 +126,17 @@ func doubtOf(n *corev1.Node) string {
 }
 
 // doubtFrom is what the witness agents on other hosts make of this one. One alone is no quorum, and neither is its silence.
-func doubtFrom(o sight.Outside) string {
+func (d *doubter) doubtFrom(o sight.Outside) string {
 	switch {
-	case o.Expected < 2:
-		return ""
-	case o.Answering == 0:
-		return fmt.Sprintf("none of %d witness agents answers this replica, which reaches the API", o.Expected)
-	case 2*o.Doubting > o.Expected:
-		return fmt.Sprintf("%d of %d witness agents on other hosts do not hear it", o.Doubting, o.Expected)
-	default:
-		return ""
+	case !o.On || o.Answering > 0:
+		d.alone = ""
+	case o.Expected >= 2:
+		d.alone = fmt.Sprintf("none of %d witness agents answers this replica, which reaches the API", o.Expected)
 	}
+	if o.Expected >= 2 && 2*o.Doubting > o.Expected {
+		return fmt.Sprintf("%d of %d witness agents on other hosts do not hear it", o.Doubting, o.Expected)
+	}
+	return d.alone
 }
 
 // busy reports whether the loss of another host is being acted upon: who takes that over has to see for itself before it goes on.

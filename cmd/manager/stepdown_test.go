@@ -32,11 +32,12 @@ type place struct {
 	incident *v1alpha1.HostIncident
 	outside  sight.Outside
 	led      time.Duration
+	isolated string // a host whose Node is Ready, with an incident that says Isolated
 }
 
 func well() *place {
 	ready := corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionTrue}
-	return &place{nodes: map[string]corev1.NodeCondition{"host-1": ready, "host-2": ready}, led: ledAtLeast, outside: sight.Outside{Expected: 4, Answering: 4},
+	return &place{nodes: map[string]corev1.NodeCondition{"host-1": ready, "host-2": ready}, led: ledAtLeast, outside: sight.Outside{On: true, Expected: 4, Answering: 4},
 		standby: replica("second", "host-2")}
 }
 
@@ -58,7 +59,11 @@ func (p *place) doubter(t *testing.T) (*doubter, *clocktesting.FakeClock) {
 	first := replica("first", "host-1")
 	objects := []client.Object{&first, &p.standby}
 	for name, condition := range p.nodes {
-		objects = append(objects, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{condition}}})
+		conditions := []corev1.NodeCondition{condition}
+		if name == p.isolated {
+			conditions = append(conditions, corev1.NodeCondition{Type: v1alpha1.NodeConditionVerdict, Status: corev1.ConditionTrue, Reason: "Isolated"})
+		}
+		objects = append(objects, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.NodeStatus{Conditions: conditions}})
 	}
 	if p.incident != nil {
 		objects = append(objects, p.incident)
@@ -79,24 +84,26 @@ func TestWhenALeaderStepsDown(t *testing.T) {
 		change func(*place)
 		stays  bool
 	}{
-		"all is well":                                  {func(*place) {}, true},
-		"its Node is not ready":                        {func(p *place) { p.nodes["host-1"] = unready }, false},
-		"an incident of its host is open":              {func(p *place) { p.nodes["host-1"] = verdict }, false},
-		"a quorum does not hear its host":              {func(p *place) { p.outside.Doubting = 3 }, false},
-		"half of them are no quorum":                   {func(p *place) { p.outside.Doubting = 2 }, true},
-		"nobody answers it":                            {func(p *place) { p.outside.Answering = 0 }, false},
-		"one answers it":                               {func(p *place) { p.outside.Answering = 1 }, true},
-		"one agent alone is no quorum":                 {func(p *place) { p.outside = sight.Outside{Expected: 1, Answering: 1, Doubting: 1} }, true},
-		"one agent alone does not answer":              {func(p *place) { p.outside = sight.Outside{Expected: 1} }, true},
-		"it has led for less than two minutes":         {func(p *place) { p.outside.Answering, p.led = 0, ledAtLeast-1 }, true},
-		"the other is not ready":                       {func(p *place) { p.outside.Answering, p.standby.Status.Conditions = 0, nil }, true},
-		"the other is on the same host":                {func(p *place) { p.outside.Answering, p.standby.Spec.NodeName = 0, "host-1" }, true},
-		"the other is on a host that nobody knows":     {func(p *place) { p.outside.Answering, p.standby.Spec.NodeName = 0, "host-3" }, true},
-		"the other's Node is not ready":                {func(p *place) { p.outside.Answering, p.nodes["host-2"] = 0, unready }, true},
-		"an incident of the other's host is open":      {func(p *place) { p.outside.Answering, p.nodes["host-2"] = 0, verdict }, true},
-		"another host is being fenced":                 {func(p *place) { p.outside.Answering, p.incident = 0, fenced("host-2") }, true},
-		"its own host is being fenced":                 {func(p *place) { p.nodes["host-1"], p.incident = verdict, fenced("host-1") }, false},
-		"what is ready there is not a replica of ours": {func(p *place) { p.outside.Answering, p.standby.Labels = 0, nil }, true},
+		"all is well":                                              {func(*place) {}, true},
+		"its Node is not ready":                                    {func(p *place) { p.nodes["host-1"] = unready }, false},
+		"an incident of its host is open":                          {func(p *place) { p.nodes["host-1"] = verdict }, false},
+		"a quorum does not hear its host":                          {func(p *place) { p.outside.Doubting = 3 }, false},
+		"half of them are no quorum":                               {func(p *place) { p.outside.Doubting = 2 }, true},
+		"nobody answers it":                                        {func(p *place) { p.outside.Answering = 0 }, false},
+		"one answers it":                                           {func(p *place) { p.outside.Answering = 1 }, true},
+		"one agent alone is no quorum":                             {func(p *place) { p.outside = sight.Outside{On: true, Expected: 1, Answering: 1, Doubting: 1} }, true},
+		"one agent alone does not answer":                          {func(p *place) { p.outside = sight.Outside{On: true, Expected: 1} }, true},
+		"it has led for less than two minutes":                     {func(p *place) { p.outside.Answering, p.led = 0, ledAtLeast-1 }, true},
+		"the other is not ready":                                   {func(p *place) { p.outside.Answering, p.standby.Status.Conditions = 0, nil }, true},
+		"the other is on the same host":                            {func(p *place) { p.outside.Answering, p.standby.Spec.NodeName = 0, "host-1" }, true},
+		"the other is on a host that nobody knows":                 {func(p *place) { p.outside.Answering, p.standby.Spec.NodeName = 0, "host-3" }, true},
+		"the other's Node is not ready":                            {func(p *place) { p.outside.Answering, p.nodes["host-2"] = 0, unready }, true},
+		"an incident of the other's host is open":                  {func(p *place) { p.outside.Answering, p.nodes["host-2"] = 0, verdict }, true},
+		"another host is being fenced":                             {func(p *place) { p.outside.Answering, p.incident = 0, fenced("host-2") }, true},
+		"its own host is being fenced":                             {func(p *place) { p.nodes["host-1"], p.incident = verdict, fenced("host-1") }, false},
+		"nobody answers it, to which the other's host is Isolated": {func(p *place) { p.outside.Answering, p.isolated = 0, "host-2" }, false},
+		"most do not hear its host, and the other's is Isolated":   {func(p *place) { p.outside.Doubting, p.isolated = 3, "host-2" }, true},
+		"what is ready there is not a replica of ours":             {func(p *place) { p.outside.Answering, p.standby.Labels = 0, nil }, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := well()
@@ -128,6 +135,40 @@ func TestADoubtThatPassesBeginsAnew(t *testing.T) {
 	}
 	if _, to, err := d.look(t.Context()); err != nil || to != "second" {
 		t.Errorf("it stays, %v", err)
+	}
+}
+
+// A leader may have to wait for its two minutes, or for a standby, longer than agents are expected that fell silent.
+func TestWhoIsAloneIsAloneUntilSomebodyAnswers(t *testing.T) {
+	silent, nobody := sight.Outside{On: true, Expected: 2}, sight.Outside{On: true}
+	for name, c := range map[string]struct {
+		last  sight.Outside
+		stays bool
+	}{
+		"nobody is expected any more": {nobody, false},
+		"one alone is expected":       {sight.Outside{On: true, Expected: 1}, false},
+		"one alone answers":           {sight.Outside{On: true, Expected: 1, Answering: 1}, true},
+		"agents were switched off":    {sight.Outside{}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := well()
+			p.led = ledAtLeast - 1
+			d, at := p.doubter(t)
+			for range 5 {
+				p.outside = silent
+				if why, to, err := d.look(t.Context()); err != nil || to != "" || why == "" {
+					t.Fatalf("it steps down for %q because %q, %v", to, why, err)
+				}
+				at.Step(doubtEvery)
+			}
+			p.led, p.outside = ledAtLeast, c.last
+			if why, to, err := d.look(t.Context()); err != nil || (to == "") != c.stays || (why == "") != c.stays {
+				t.Errorf("it steps down for %q because %q, %v", to, why, err)
+			}
+		})
+	}
+	if d, _ := well().doubter(t); d.doubtFrom(nobody) != "" {
+		t.Error("it is alone from the beginning, where nobody was ever expected")
 	}
 }
 

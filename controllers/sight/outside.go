@@ -7,6 +7,8 @@ import "github.com/holdfast-dev/holdfast/engine/evidence"
 
 // Outside is what the agents on other hosts make of the host that this process runs on.
 type Outside struct {
+	// On says that agents are to be asked at all.
+	On bool
 	// Expected are those that should answer this process, Answering those that answered its last question, and Doubting those of the latter whose gossip does not hear the host.
 	Expected, Answering, Doubting int
 }
@@ -18,6 +20,7 @@ func (w *Witnesses) Outside() (out Outside) {
 	if !w.on {
 		return out
 	}
+	out.On = true
 	for node, v := range w.vantages {
 		if node == w.OwnHost || !v.answeredOnce || !w.expected(v) {
 			continue

@@ -581,15 +581,15 @@ func TestWhatOthersMakeOfOnesOwnHost(t *testing.T) {
 		t.Errorf("before anybody was asked: %+v", out)
 	}
 	c.begin()
-	c.until("all to answer", func() bool { return c.Outside() == Outside{Expected: 3, Answering: 3} })
+	c.until("all to answer", func() bool { return c.Outside() == Outside{On: true, Expected: 3, Answering: 3} })
 	c.suspect()
 	c.stage.set(func() { c.stage.powered = false })
-	c.until("all to doubt it", func() bool { return c.Outside() == Outside{Expected: 3, Answering: 3, Doubting: 3} })
+	c.until("all to doubt it", func() bool { return c.Outside() == Outside{On: true, Expected: 3, Answering: 3, Doubting: 3} })
 	c.stage.set(func() { c.stage.mute["a"], c.stage.mute["b"] = true, true })
-	c.until("one to be left", func() bool { return c.Outside() == Outside{Expected: 3, Answering: 1, Doubting: 1} })
+	c.until("one to be left", func() bool { return c.Outside() == Outside{On: true, Expected: 3, Answering: 1, Doubting: 1} })
 	c.stage.set(func() { c.stage.mute["c"] = true })
-	c.until("none to be left", func() bool { return c.Outside() == Outside{Expected: 3} })
-	c.until("them not to be expected any more", func() bool { return c.Outside() == Outside{} })
+	c.until("none to be left", func() bool { return c.Outside() == Outside{On: true, Expected: 3} })
+	c.until("them not to be expected any more", func() bool { return c.Outside() == Outside{On: true} })
 }
 
 func TestWithoutAgentsNobodyIsAskedAndNothingIsSaid(t *testing.T) {
