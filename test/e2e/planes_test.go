@@ -157,6 +157,7 @@ func leaderInTheMinority(t *testing.T) {
 	_, err = s.AwaitLeader(s.within(3*time.Minute), leader.Name) // it may have led for less than the two minutes that it has to
 	s.must(err)
 	s.mark("leader")
+	s.must(s.AwaitNoOpenIncident(s.soon(), s.host.Name())) // to the first leader the successor's host may be Isolated, and its pod held; the next one hears it
 	s.migrated(1)
 	s.othersUnfenced()
 	s.must(minority.Heal(s.ctx, fault.Peers, fault.Both))
