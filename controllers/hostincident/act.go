@@ -32,7 +32,11 @@ import (
 	"github.com/holdfast-dev/holdfast/fencing"
 )
 
-const outOfServiceValue = "nodeshutdown"
+const (
+	outOfServiceValue = "nodeshutdown"
+	// stopsServing is the reason of a pod's conditions where we took it out of traffic.
+	stopsServing = "HoldfastStopsServing"
+)
 
 // errSofter: the look before the step no longer asks for it. Nothing was done; the next round decides anew.
 var errSofter = errors.New("the plan changed before the step")
@@ -47,6 +51,7 @@ func (r *Reconciler) act(ctx context.Context, w *world, found verdict.Found, tod
 		err := r.reversible(ctx, w, found, s)
 		switch {
 		case err == nil:
+		case s.Kind == plan.KeepServing && apierrors.IsConflict(err): // it is put back beside this look, too
 		case s.Kind == plan.KeepServing || s.Kind == plan.StopServing:
 			// Traffic is tried again with the next look; it must not keep the hold from being armed.
 			logf.FromContext(ctx).Error(err, "Traffic was not changed", "step", s.Kind.String(), "pod", s.Target)
@@ -133,7 +138,7 @@ func (r *Reconciler) reversible(ctx context.Context, w *world, found verdict.Fou
 	case plan.KeepServing:
 		return r.serve(ctx, w.pods[s.Target], corev1.ConditionTrue, "HoldfastKeepsServing", s.Because)
 	case plan.StopServing:
-		return r.serve(ctx, w.pods[s.Target], corev1.ConditionFalse, "HoldfastStopsServing", s.Because)
+		return r.serve(ctx, w.pods[s.Target], corev1.ConditionFalse, stopsServing, s.Because)
 	case plan.Taint:
 		return r.taint(ctx, w, func(taints []corev1.Taint) []corev1.Taint {
 			return withTaint(taints, corev1.Taint{Key: v1alpha1.TaintFenced, Value: w.incident.Name, Effect: corev1.TaintEffectNoExecute})

@@ -59,6 +59,13 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, hosts <-chan event.Gener
 	})
 	guarded := predicate.NewPredicateFuncs(func(o client.Object) bool { return o.GetLabels()[v1alpha1.LabelApp] != "" })
 	ours := predicate.NewPredicateFuncs(func(o client.Object) bool { return o.GetLabels()[v1alpha1.LabelGuardedVolume] != "" })
+	err := ctrl.NewControllerManagedBy(mgr).Named("traffic").
+		Watches(&corev1.Pod{}, byNode, builder.WithPredicates(guarded, predicate.NewPredicateFuncs(silenced))).
+		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
+		Complete(traffic{r})
+	if err != nil {
+		return err
+	}
 	return ctrl.NewControllerManagedBy(mgr).Named("hostincident").
 		For(&corev1.Node{}, builder.WithPredicates(nodeChanged())).
 		Watches(&v1alpha1.HostIncident{}, byNode, builder.WithPredicates(predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }})).
