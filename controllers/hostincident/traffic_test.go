@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -16,8 +17,12 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/util/workqueue"
+	clocktesting "k8s.io/utils/clock/testing"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/holdfast-dev/holdfast/api/v1alpha1"
 	"github.com/holdfast-dev/holdfast/controllers/sight"
@@ -148,5 +153,35 @@ func TestAPodThatChangedMeanwhileIsNoError(t *testing.T) {
 	w.Client = changed
 	if err := w.putBack(); err != nil || changed.patches != 1 {
 		t.Errorf("tried %d times, want once: %v", changed.patches, err)
+	}
+}
+
+// TestAnEndpointIsPutBackOnceItsEndHasSettled: the EndpointSlice controller loses a second over a change that comes before its own last one is back.
+func TestAnEndpointIsPutBackOnceItsEndHasSettled(t *testing.T) {
+	now := clocktesting.NewFakeClock(time.Now())
+	q := workqueue.NewTypedRateLimitingQueueWithConfig(workqueue.DefaultTypedControllerRateLimiter[reconcile.Request](), workqueue.TypedRateLimitingQueueConfig[reconcile.Request]{Clock: now})
+	defer q.ShutDown()
+	p := &corev1.Pod{Spec: corev1.PodSpec{NodeName: "h"}}
+	settled().Update(t.Context(), event.UpdateEvent{ObjectOld: p, ObjectNew: p}, q)
+	if q.Len() != 0 {
+		t.Fatal("the host is looked at before the endpoint's end has settled")
+	}
+	got := make(chan reconcile.Request)
+	go func() {
+		request, _ := q.Get()
+		got <- request
+	}()
+	for tick := time.NewTicker(time.Millisecond); ; { // the queue takes what it is to wait for in its own time
+		select {
+		case request := <-got:
+			if request.Name != "h" {
+				t.Errorf("looked at is %s", request.Name)
+			}
+			return
+		case <-tick.C:
+			if now.HasWaiters() {
+				now.Step(settling)
+			}
+		}
 	}
 }
