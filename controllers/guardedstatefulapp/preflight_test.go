@@ -633,4 +633,30 @@ func TestAnAppThatFailsOnAHealthyHostIsAppDown(t *testing.T) {
 	if got := saw.app.Status; got.Verdict != verdict.AppDown.String() || got.Host != "node-1" || got.Members[0].Verdict != verdict.AppDown.String() || got.Incident != "" {
 		t.Errorf("status is %+v", got)
 	}
+
+	saw.leader.Board = sight.NewBoard(sight.NewClock(clock.RealClock{}), func(string) {})
+	saw.again()
+	if got := saw.app.Status; got.Verdict != verdict.AppDown.String() || got.Members[0].Healthy != evidence.ServingUnread.String() {
+		t.Errorf("the next leader, which has not asked it yet, says %s of an app that serves: %s", got.Verdict, got.Members[0].Healthy)
+	}
+	answering := make(chan string, 100)
+	saw.leader.Board = sight.NewBoard(sight.NewClock(clock.RealClock{}), func(host string) { answering <- host })
+	saw.leader.Board.Dial = func(context.Context, string, string) (net.Conn, error) {
+		here, there := net.Pipe()
+		t.Cleanup(func() { there.Close() })
+		return here, nil
+	}
+	ctx, stop = context.WithCancel(t.Context())
+	go func() { ended <- saw.leader.Board.Start(ctx) }()
+	for saw.again(); saw.app.Status.Verdict != verdict.Healthy.String(); saw.again() {
+		select {
+		case <-answering:
+		case <-time.After(time.Minute):
+			t.Fatalf("it was not found to serve: %+v", saw.app.Status.Members)
+		}
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }

@@ -54,7 +54,12 @@ func (r *Reconciler) record(ctx context.Context, s *sighting, acted error) error
 	return nil
 }
 
+// members tells each pod's own state. A process that has not asked an application yet has nothing to say against what was found before it.
 func (r *Reconciler) members(s *sighting) {
+	failed := map[string]bool{}
+	for _, m := range s.app.Status.Members {
+		failed[m.PodUID] = m.Verdict == verdict.AppDown.String()
+	}
 	var members []v1alpha1.Member
 	answering := 0
 	for i := range s.guarded.Pods {
@@ -66,12 +71,11 @@ func (r *Reconciler) members(s *sighting) {
 			Claims: guard.ClaimsOf(p), Verdict: verdict.Healthy.String()}
 		if a, ok := r.Board.App(string(p.UID)); ok {
 			m.Healthy = a.Serving.String()
-			switch a.Serving {
-			case evidence.ServingYes:
+			if a.Serving == evidence.ServingYes {
 				answering++
-			case evidence.ServingNo: // of a host without an incident: nothing else is wrong there
+			}
+			if a.Serving == evidence.ServingNo || a.Serving == evidence.ServingUnread && failed[m.PodUID] { // of a host without an incident: nothing else is wrong there
 				m.Verdict = verdict.AppDown.String()
-			case evidence.ServingUnread:
 			}
 		}
 		if h := s.incidents[p.Spec.NodeName]; h != nil && h.Status.Verdict != "" {

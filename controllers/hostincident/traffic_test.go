@@ -161,26 +161,33 @@ func TestAnEndpointIsPutBackOnceItsEndHasSettled(t *testing.T) {
 	now := clocktesting.NewFakeClock(time.Now())
 	q := workqueue.NewTypedRateLimitingQueueWithConfig(workqueue.DefaultTypedControllerRateLimiter[reconcile.Request](), workqueue.TypedRateLimitingQueueConfig[reconcile.Request]{Clock: now})
 	defer q.ShutDown()
-	p := &corev1.Pod{Spec: corev1.PodSpec{NodeName: "h"}}
-	settled().Update(t.Context(), event.UpdateEvent{ObjectOld: p, ObjectNew: p}, q)
-	if q.Len() != 0 {
-		t.Fatal("the host is looked at before the endpoint's end has settled")
+	for _, host := range []string{"h", ""} { // one that is nowhere yet has no host
+		p := &corev1.Pod{Spec: corev1.PodSpec{NodeName: host}}
+		settled().Update(t.Context(), event.UpdateEvent{ObjectOld: p, ObjectNew: p}, q)
 	}
 	got := make(chan reconcile.Request)
 	go func() {
-		request, _ := q.Get()
-		got <- request
+		for {
+			host, over := q.Get()
+			if over {
+				close(got)
+				return
+			}
+			got <- host
+		}
 	}()
+	waited := time.Duration(0)
 	for tick := time.NewTicker(time.Millisecond); ; { // the queue takes what it is to wait for in its own time
 		select {
-		case request := <-got:
-			if request.Name != "h" {
-				t.Errorf("looked at is %s", request.Name)
+		case host := <-got:
+			if host.Name != "h" || waited < settling {
+				t.Errorf("%q is looked at after %v, want %q after %v", host.Name, waited, "h", settling)
 			}
 			return
 		case <-tick.C:
-			if now.HasWaiters() {
-				now.Step(settling)
+			if waited < settling && now.HasWaiters() {
+				now.Step(settling / 4)
+				waited += settling / 4
 			}
 		}
 	}

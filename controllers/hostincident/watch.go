@@ -13,7 +13,6 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -76,27 +75,6 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, hosts <-chan event.Gener
 		WatchesRawSource(source.Channel(hosts, &handler.EnqueueRequestForObject{})).
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
 		Complete(r)
-}
-
-// settling is how long an endpoint that was taken out is left so before it is put back. The EndpointSlice controller that meets the next change of a pod
-// before its own last write has come back to it gives up and tries again after a second (its defaultSyncBackOff): whoever is faster than that is slower.
-const settling = 200 * time.Millisecond
-
-// settled asks for a look at a pod's host once what took the pod out has settled.
-func settled() handler.EventHandler {
-	soon := func(o client.Object, q workqueue.TypedRateLimitingInterface[reconcile.Request]) {
-		if p, ok := o.(*corev1.Pod); ok {
-			q.AddAfter(reconcile.Request{NamespacedName: types.NamespacedName{Name: p.Spec.NodeName}}, settling)
-		}
-	}
-	return handler.Funcs{
-		CreateFunc: func(_ context.Context, e event.CreateEvent, q workqueue.TypedRateLimitingInterface[reconcile.Request]) {
-			soon(e.Object, q)
-		},
-		UpdateFunc: func(_ context.Context, e event.UpdateEvent, q workqueue.TypedRateLimitingInterface[reconcile.Request]) {
-			soon(e.ObjectNew, q)
-		},
-	}
 }
 
 func request(node string) []reconcile.Request {

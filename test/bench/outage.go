@@ -135,6 +135,11 @@ func (b *bench) outageRow(ctx context.Context, o *outage, back int64) (figures.O
 	for _, c := range o.actor.Endpoints.Changes() {
 		turns = append(turns, figures.Turn{Mono: c.Mono, Ready: len(c.Ready) > 0})
 	}
+	for i, turn := range turns[:max(0, len(turns)-1)] {
+		if !turn.Ready && turn.Mono >= o.t0.Mono {
+			campaign.Tell("P7: no endpoint for %s, from %s after the kubelet's death on", time.Duration(turns[i+1].Mono-turn.Mono), time.Duration(turn.Mono-o.t0.Mono))
+		}
+	}
 	row.Gap, row.Gaps = figures.Gaps(turns, o.t0.Mono, until)
 	row.GapAfter, _ = figures.Gaps(turns, back, until)
 	row.Restarts, err = b.restarts(ctx, o.pod)

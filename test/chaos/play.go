@@ -328,8 +328,17 @@ func (x *strikes) mend(ctx context.Context) error {
 			err = errors.Join(err, wrong)
 		}
 	}
-	if !h.Powered() {
-		err = errors.Join(err, h.PowerOn(ctx))
+	up := func() error {
+		if !h.Powered() {
+			if err := h.PowerOn(ctx); err != nil {
+				return err
+			}
+		}
+		return h.StartKubelet(ctx)
 	}
-	return errors.Join(err, h.StartKubelet(ctx))
+	wrong := up()
+	if wrong != nil && !h.Powered() { // by an Off that Holdfast's device was deaf to, and took late
+		wrong = up()
+	}
+	return errors.Join(err, wrong)
 }

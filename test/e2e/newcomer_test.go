@@ -41,8 +41,8 @@ func newcomers(t *testing.T, held bool) {
 		s.backup(p)
 		s.boundByHand(p)
 		s.namedByHand(p)
+		s.orphaned(p) // before its pod changes hands: an owner that was put on a pod only just is one that the garbage collector may not know of, and leave on it
 		s.relabelled(p)
-		s.orphaned(p)
 	}
 	s.mark("held")
 	if held {
@@ -149,8 +149,12 @@ func (s *scene) relabelled(p part) {
 			s.Errorf("%s is on %s, and the ledger on %s", made.Name, made.Spec.NodeName, s.host.Name())
 		}
 	}
+	_, err := s.AwaitAnyPod(s.soon(), p.pod.Name+" to be let go by its workload", func(now *corev1.Pod) bool {
+		return now.UID == p.pod.UID && metav1.GetControllerOf(now) == nil
+	})
+	s.must(err)
 	label(p.Name)
-	_, err := p.AwaitPod(s.soon(), p.pod.Name+" to be its workload's again", func(now *corev1.Pod) bool {
+	_, err = p.AwaitPod(s.soon(), p.pod.Name+" to be its workload's again", func(now *corev1.Pod) bool {
 		return now.UID == p.pod.UID && metav1.GetControllerOf(now) != nil
 	})
 	s.must(err)

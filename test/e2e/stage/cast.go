@@ -135,6 +135,8 @@ func (s *Stage) Diagnose(ctx context.Context) string {
 	var out strings.Builder
 	for _, args := range [][]string{
 		{"get", "nodes,pods", "-A", "-o", "wide"},
+		{"get", "statefulsets,deployments,replicasets,pods", "-n", Namespace,
+			"-o", "custom-columns=KIND:.kind,NAME:.metadata.name,UID:.metadata.uid,LEAVING:.metadata.deletionTimestamp,OWNERS:.metadata.ownerReferences[*].uid"},
 		{"get", "gsa,hi,fp,gc", "-A", "-o", "wide"},
 		{"get", "hi", "-o", "yaml"},
 		{"get", "gsa", "-A", "-o", "yaml"},
