@@ -101,7 +101,8 @@ func (f Faults) String() string {
 }
 
 // States are those of the matrix in which the host may be. There is more than one where the matrix does not know what struck: a way that is cut in one
-// direction may be alive or dead, an application without its volume may answer or not, a kubelet waits for a runtime that hangs, and a device that reads On and ignores commands is neither one that obeys nor one that cannot be read.
+// direction may be alive or dead, an application without its volume may answer or not, a kubelet waits for a runtime that hangs, a device that reads On and ignores commands is neither one that obeys nor one that cannot be read, and
+// one that lies may be convicted.
 func (f Faults) States() []scenario.State {
 	s := scenario.State{}
 	for plane, dead := range map[string]bool{"kubelet": f.Kubelet || f.Whole != Runs, "runtime": f.Runtime || f.Whole != Runs, "agent": f.Agent || f.Whole != Runs,
@@ -129,6 +130,9 @@ func (f Faults) States() []scenario.State {
 		states = either(states, "app", "dead")
 	}
 	if f.Device == bmc.Ignore && f.Whole != Powerless {
+		states = either(states, "bmc", "unreadable")
+	}
+	if f.Device == bmc.LieOff && f.API == fault.In { // a renewal on its way still gets out, and convicts the device: from then on it is as good as none
 		states = either(states, "bmc", "unreadable")
 	}
 	return states

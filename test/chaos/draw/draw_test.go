@@ -70,6 +70,8 @@ func TestWhatIsExpected(t *testing.T) {
 		{Faults{Whole: Deaf, Device: bmc.Ignore}, []string{"Lost", "Silent"}},
 		{Faults{Peers: fault.Both, Device: bmc.Clear}, []string{"Isolated"}},
 		{Faults{Peers: fault.In, Device: bmc.Clear}, []string{"Healthy", "Isolated"}},
+		{Faults{API: fault.Both, Peers: fault.Both, Device: bmc.LieOff}, []string{"Lost"}},
+		{Faults{API: fault.In, Peers: fault.Both, Device: bmc.LieOff}, []string{"Isolated", "Lost", "Silent"}},
 	} {
 		var got []string
 		for _, s := range c.f.States() {
