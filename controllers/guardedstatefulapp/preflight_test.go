@@ -612,24 +612,9 @@ func TestAnAppThatFailsOnAHealthyHostIsAppDown(t *testing.T) {
 	if got := saw.app.Status; got.Verdict != verdict.Healthy.String() || got.Members[0].Verdict != verdict.Healthy.String() {
 		t.Fatalf("before it is probed: %+v", got)
 	}
-	heard := make(chan string, 100)
-	board := sight.NewBoard(sight.NewClock(clock.RealClock{}), func(host string) { heard <- host })
-	board.Dial = func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() { ended <- board.Start(ctx) }()
-	saw.leader.Board = board
-	for saw.again(); saw.app.Status.Members[0].Healthy != evidence.ServingNo.String(); saw.again() {
-		select {
-		case <-heard:
-		case <-time.After(time.Minute):
-			t.Fatalf("it was not found to fail: %+v", saw.app.Status.Members)
-		}
-	}
-	stop()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	saw.asks(t, func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }, func() bool {
+		return saw.app.Status.Members[0].Healthy == evidence.ServingNo.String()
+	})
 	if got := saw.app.Status; got.Verdict != verdict.AppDown.String() || got.Host != "node-1" || got.Members[0].Verdict != verdict.AppDown.String() || got.Incident != "" {
 		t.Errorf("status is %+v", got)
 	}
@@ -639,20 +624,28 @@ func TestAnAppThatFailsOnAHealthyHostIsAppDown(t *testing.T) {
 	if got := saw.app.Status; got.Verdict != verdict.AppDown.String() || got.Members[0].Healthy != evidence.ServingUnread.String() {
 		t.Errorf("the next leader, which has not asked it yet, says %s of an app that serves: %s", got.Verdict, got.Members[0].Healthy)
 	}
-	answering := make(chan string, 100)
-	saw.leader.Board = sight.NewBoard(sight.NewClock(clock.RealClock{}), func(host string) { answering <- host })
-	saw.leader.Board.Dial = func(context.Context, string, string) (net.Conn, error) {
+	saw.asks(t, func(context.Context, string, string) (net.Conn, error) {
 		here, there := net.Pipe()
 		t.Cleanup(func() { there.Close() })
 		return here, nil
-	}
-	ctx, stop = context.WithCancel(t.Context())
-	go func() { ended <- saw.leader.Board.Start(ctx) }()
-	for saw.again(); saw.app.Status.Verdict != verdict.Healthy.String(); saw.again() {
+	}, func() bool { return saw.app.Status.Verdict == verdict.Healthy.String() })
+}
+
+// asks leads with a board of its own, which reaches the app through dial, until status is as it should be.
+func (s *seen) asks(t *testing.T, dial func(ctx context.Context, network, address string) (net.Conn, error), reached func() bool) {
+	t.Helper()
+	heard := make(chan string, 100)
+	board := sight.NewBoard(sight.NewClock(clock.RealClock{}), func(host string) { heard <- host })
+	board.Dial = dial
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- board.Start(ctx) }()
+	s.leader.Board = board
+	for s.again(); !reached(); s.again() {
 		select {
-		case <-answering:
+		case <-heard:
 		case <-time.After(time.Minute):
-			t.Fatalf("it was not found to serve: %+v", saw.app.Status.Members)
+			t.Fatalf("asked for a minute, status is %+v", s.app.Status)
 		}
 	}
 	stop()
